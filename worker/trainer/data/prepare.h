@@ -1,0 +1,78 @@
+// The prepare phase: turns text into tokens once, before any process group exists.
+//
+//   sources (.txt, .jsonl, each also .gz; folders of them)          <datasets_root>/<key>/tokens.bin     uint16 or
+//   uint32
+//       + tokenizer.json + options                          ──►                           documents.bin  uint64 offsets
+//                                                                                         dataset.json   counts, hashes
+//                                                                    <work>/dataset.json                 which of them,
+//                                                                    and the split
+//
+// The key is a hash of the content of the sources, the tokenizer and the options that decide ids, so equal jobs share
+// the folder, whatever their context length or held-out fraction. It is published by rename: it exists whole or not at
+// all, and when two jobs prepare the same data at once, one of them wins and both use it. Calling Prepare again finds
+// the folder and is quick.
+//
+// A document becomes: what the tokenizer's post-processor puts before a text (BOS), the text, what it puts behind, EOS.
+// Documents lie one after another in the order of the sources (in a folder: by path). Memory is bounded by the longest
+// line of a .jsonl file (at most kDocumentLineBytesMax), not by the corpus. Deterministic.
+//
+// Throws UserError for everything that is wrong with the corpus, the tokenizer or the options (with file, line and
+// byte), StorageError when the disk fails. An exception from a callback passes through; nothing is published then.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "proto/jobfile/job_spec.h"
+
+namespace longspan::trainer {
+
+inline constexpr int64_t kDocumentLineBytesMax = int64_t{256} << 20;  // of one .jsonl record
+
+struct PrepareOptions {
+  std::vector<std::filesystem::path> sources;
+  std::optional<jobfile::DataFormat> format;  // kInstruction and kChat are refused for now
+  std::string text_field = "text";
+  bool packing = false;            // true is refused for now
+  double holdout_fraction = 0.02;  // [0, 0.5]; 0: nothing is held out
+  int64_t context_length = 0;
+  int64_t longest_evaluation_length = 0;  // the held-out part is made at least this long where the corpus allows it
+  std::filesystem::path model_folder;     // tokenizer.json lies here
+  std::filesystem::path datasets_root;
+  std::filesystem::path work;  // gets dataset.json; created when missing
+};
+
+// What a job file says, with its paths as they are. The longest evaluation length is the longest of context_length and
+// evaluation.lengths.
+PrepareOptions PrepareOptionsOf(const jobfile::JobSpec& spec, const std::filesystem::path& work,
+                                const std::filesystem::path& datasets_root);
+
+// `<storage>/datasets` when work is `<storage>/jobs/<job>`, else `<work>/datasets`.
+std::filesystem::path DefaultDatasetsRoot(const std::filesystem::path& work);
+
+struct PrepareCallbacks {
+  // Bytes of the sources (as they lie on disk) read so far, some times per second at most per MiB. Called once at the
+  // end with done == total, also when the data was there already.
+  std::function<void(int64_t done_bytes, int64_t total_bytes)> progress;
+  std::function<void(const std::string& message)> warning;
+};
+
+struct PreparedDataset {
+  std::filesystem::path folder;  // <datasets_root>/<key>
+  std::string key;
+  bool reused = false;  // it was there already
+  int64_t documents = 0;
+  int64_t tokens = 0;
+  int64_t training_tokens = 0;
+  int64_t heldout_tokens = 0;
+  int64_t training_sequences = 0;  // whole contexts per epoch
+  int64_t dropped_tokens = 0;      // the training tail shorter than a context
+};
+
+PreparedDataset Prepare(const PrepareOptions& options, const PrepareCallbacks& callbacks = {});
+
+}  // namespace longspan::trainer
