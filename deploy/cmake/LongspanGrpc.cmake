@@ -27,7 +27,7 @@ function(longspan_proto_library)
     add_custom_command(
       OUTPUT ${files}
       COMMAND protobuf::protoc --cpp_out=${out} ${plugin}
-              -I ${CMAKE_SOURCE_DIR}/proto -I ${CMAKE_SOURCE_DIR}/proto/third_party ${A_ROOT}/${proto}
+              -I ${A_ROOT} -I ${CMAKE_SOURCE_DIR}/proto -I ${CMAKE_SOURCE_DIR}/proto/third_party ${A_ROOT}/${proto}
       DEPENDS ${all_paths}
       VERBATIM)
     list(APPEND generated ${files})
