@@ -44,6 +44,10 @@ Parsed ParseDocument(const nlohmann::json& document, const LineOf& line_of, Purp
 // Every rule that needs more than one field or a range; ParseText and ParseDocument have applied it already.
 std::vector<Mistake> Validate(const JobSpec& spec, Purpose purpose = Purpose::kTrain);
 
+// Keys whose values are part of the definition but that no trainer can do yet: the server refuses them at submit, the trainer at
+// start, both with these words. Empty for a spec that can run.
+std::vector<Mistake> NotYetSupported(const JobSpec& spec);
+
 // The canonical document: every key whose value is known, defaults written out, absent optionals left out. Parsing it gives an
 // equal spec. Equal specs give equal text through dump().
 nlohmann::json ToDocument(const JobSpec& spec);
@@ -59,6 +63,10 @@ struct FieldInfo {
   std::string summary;        // one sentence
 };
 const std::vector<FieldInfo>& Fields();
+
+// deploy/examples/reference.yaml: every key with its type, unit, range, default and meaning; itself a valid job file that says
+// what a file with only the required keys says.
+std::string ReferenceYaml();
 
 // "90s", "45m", "2h30m", "1d": a positive whole number per unit, units d h m s in falling order. Empty on a syntax error.
 std::optional<int64_t> ParseDurationSeconds(std::string_view text);

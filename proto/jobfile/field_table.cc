@@ -1,0 +1,601 @@
+#include "proto/jobfile/field_table.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "proto/jobfile/enum_names.h"
+
+namespace longspan::jobfile {
+namespace {
+
+using nlohmann::json;
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr int64_t kIntegerMax = std::numeric_limits<int64_t>::max();
+constexpr int64_t kTokensMax = int64_t{1} << 24;
+constexpr int64_t kCountMax = 1'000'000'000;
+constexpr size_t kTextBytesMax = 4096;
+constexpr size_t kListEntriesMax = 4096;
+constexpr size_t kLabelsMax = 64;
+
+// ---- reading one value ----
+
+std::string Wrong(const json& value, std::string_view wanted) {
+  return fmt::format("is {}; must be {}", Shown(value), wanted);
+}
+
+std::string Read(const json& value, bool& out) {
+  if (!value.is_boolean()) return Wrong(value, "true or false");
+  out = value.get<bool>();
+  return "";
+}
+
+std::string Read(const json& value, int64_t& out) {
+  if (value.is_number_unsigned() && value.get<uint64_t>() > static_cast<uint64_t>(kIntegerMax)) {
+    return Wrong(value, fmt::format("at most {}", kIntegerMax));
+  }
+  if (value.is_number_integer()) {
+    out = value.get<int64_t>();
+    return "";
+  }
+  // 1e3 and 1000.0 are whole numbers too, as far as a double counts exactly.
+  if (value.is_number_float() && std::abs(value.get<double>()) <= 9007199254740992.0 &&
+      std::trunc(value.get<double>()) == value.get<double>()) {
+    out = static_cast<int64_t>(value.get<double>());
+    return "";
+  }
+  return Wrong(value, "a whole number");
+}
+
+std::string Read(const json& value, double& out) {
+  if (!value.is_number() || !std::isfinite(value.get<double>())) return Wrong(value, "a finite number");
+  out = value.get<double>();
+  return "";
+}
+
+std::string Read(const json& value, std::string& out) {
+  if (!value.is_string()) return Wrong(value, "a text");
+  const std::string& text = value.get_ref<const std::string&>();
+  if (text.size() > kTextBytesMax)
+    return fmt::format("has {} bytes; at most {} are allowed", text.size(), kTextBytesMax);
+  if (text.find('\0') != std::string::npos) return "contains a zero byte";
+  try {
+    json(text).dump();
+  } catch (const json::exception&) {
+    return "is not valid UTF-8";
+  }
+  out = text;
+  return "";
+}
+
+template <class E>
+std::string NamesOf() {
+  std::string names;
+  for (const auto& [value, name] : EnumNames<E>::kValues) names += (names.empty() ? "" : " | ") + std::string(name);
+  return names;
+}
+
+template <class E>
+  requires std::is_enum_v<E>
+std::string Read(const json& value, E& out) {
+  const std::optional<E> read = value.is_string() ? ValueOf<E>(value.get_ref<const std::string&>()) : std::nullopt;
+  if (!read) return Wrong(value, "one of " + NamesOf<E>());
+  out = *read;
+  return "";
+}
+
+template <class T>
+std::string Read(const json& value, std::vector<T>& out) {
+  if (!value.is_array()) return Wrong(value, "a list");
+  if (value.size() > kListEntriesMax)
+    return fmt::format("has {} entries; at most {} are allowed", value.size(), kListEntriesMax);
+  out.clear();
+  for (size_t i = 0; i < value.size(); ++i) {
+    T entry{};
+    if (std::string wrong = Read(value[i], entry); !wrong.empty()) return fmt::format("entry {} {}", i + 1, wrong);
+    out.push_back(std::move(entry));
+  }
+  return "";
+}
+
+std::string Read(const json& value, std::map<std::string, std::string>& out) {
+  if (!value.is_object()) return Wrong(value, "a map of texts");
+  if (value.size() > kLabelsMax) return fmt::format("has {} entries; at most {} are allowed", value.size(), kLabelsMax);
+  out.clear();
+  for (const auto& [key, entry] : value.items()) {
+    std::string text;
+    // A number or a boolean in a label is what the user wrote, not a number to us.
+    if (entry.is_number() || entry.is_boolean()) {
+      text = entry.dump();
+    } else if (std::string wrong = Read(entry, text); !wrong.empty()) {
+      return fmt::format("entry {} {}", Shown(key), wrong);
+    }
+    out.emplace(key, std::move(text));
+  }
+  return "";
+}
+
+template <class T>
+std::string Read(const json& value, std::optional<T>& out) {
+  if (value.is_null()) {
+    out.reset();
+    return "";
+  }
+  T read{};
+  std::string wrong = Read(value, read);
+  if (wrong.empty()) out = read;
+  return wrong;
+}
+
+// ---- writing one value ----
+
+template <class T>
+json Write(const T& value) {
+  if constexpr (std::is_enum_v<T>) {
+    return NameOf(value);
+  } else if constexpr (std::is_same_v<T, std::map<std::string, std::string>>) {
+    return value.empty() ? json::object() : json(value);
+  } else {
+    return json(value);
+  }
+}
+template <class T>
+json Write(const std::vector<T>& value) {
+  return value.empty() ? json::array() : json(value);
+}
+template <class T>
+json Write(const std::optional<T>& value) {
+  return value ? Write(*value) : json();
+}
+
+template <class T>
+struct Plain {
+  using Type = T;
+  static constexpr bool kOptional = false;
+};
+template <class T>
+struct Plain<std::optional<T>> {
+  using Type = T;
+  static constexpr bool kOptional = true;
+};
+
+template <class T>
+std::string TypeName() {
+  if constexpr (std::is_same_v<T, bool>) return "boolean";
+  if constexpr (std::is_same_v<T, int64_t>) return "integer";
+  if constexpr (std::is_same_v<T, double>) return "number";
+  if constexpr (std::is_same_v<T, std::string>) return "string";
+  if constexpr (std::is_same_v<T, std::vector<std::string>>) return "list of strings";
+  if constexpr (std::is_same_v<T, std::vector<int64_t>>) return "list of integers";
+  if constexpr (std::is_same_v<T, std::map<std::string, std::string>>) return "map";
+  if constexpr (std::is_enum_v<T>) return NamesOf<T>();
+  return "";
+}
+
+// ---- ranges ----
+
+struct Range {
+  double min = -kInfinity;
+  double max = kInfinity;
+  bool min_excluded = false;
+  bool max_excluded = false;
+
+  bool Holds(double value) const {
+    return (min_excluded ? value > min : value >= min) && (max_excluded ? value < max : value <= max);
+  }
+};
+
+// 9e18 does not survive the way through a double, so the largest integer stands for "no upper end".
+bool HasUpperEnd(const Range& range) { return range.max < 9e18; }
+
+std::string Number(double value) {
+  return value == std::trunc(value) && std::abs(value) < 1e15 ? fmt::format("{}", static_cast<int64_t>(value))
+                                                              : fmt::format("{}", value);
+}
+
+std::string Text(const Range& range) {
+  const std::string low = range.min_excluded ? "above " + Number(range.min) : Number(range.min);
+  if (!HasUpperEnd(range)) return range.min_excluded ? low : "at least " + low;
+  return low + (range.max_excluded ? " to below " : " to ") + Number(range.max);
+}
+
+// ---- names ----
+
+bool IsLowerOrDigit(char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9'); }
+bool IsLetterOrDigit(char c) { return IsLowerOrDigit(c) || (c >= 'A' && c <= 'Z'); }
+
+constexpr char kNameRule[] = "1 to 63 lower-case letters, digits, '-', '.' or '_', with a letter or digit at both ends";
+
+bool IsName(std::string_view text) {
+  if (text.empty() || text.size() > 63 || !IsLowerOrDigit(text.front()) || !IsLowerOrDigit(text.back())) return false;
+  return std::all_of(text.begin(), text.end(),
+                     [](char c) { return IsLowerOrDigit(c) || std::strchr("-._", c) != nullptr; });
+}
+
+std::string CheckName(const std::string& text) {
+  return IsName(text) ? "" : fmt::format("is {}; must be {}", Shown(text), kNameRule);
+}
+
+std::string CheckNotEmpty(const std::string& text) { return text.empty() ? "is empty; must be a path or name" : ""; }
+
+std::string CheckSources(const std::vector<std::string>& sources) {
+  for (size_t i = 0; i < sources.size(); ++i) {
+    if (sources[i].empty()) return fmt::format("entry {} is empty; must be a file or folder", i + 1);
+  }
+  return "";
+}
+
+bool IsModuleName(std::string_view text) {
+  return !text.empty() && text.size() <= 63 &&
+         std::all_of(text.begin(), text.end(), [](char c) { return IsLetterOrDigit(c) || c == '_'; });
+}
+
+std::string CheckTargets(const std::vector<std::string>& targets) {
+  for (size_t i = 0; i < targets.size(); ++i) {
+    if (!IsModuleName(targets[i])) {
+      return fmt::format("entry {} is {}; must be the last part of a module's name, such as q_proj", i + 1,
+                         Shown(targets[i]));
+    }
+    if (std::count(targets.begin(), targets.end(), targets[i]) > 1) return fmt::format("lists {} twice", targets[i]);
+  }
+  return "";
+}
+
+std::string CheckLabels(const std::map<std::string, std::string>& labels) {
+  for (const auto& [key, value] : labels) {
+    const bool key_good = !key.empty() && key.size() <= 63 && IsLetterOrDigit(key.front()) &&
+                          IsLetterOrDigit(key.back()) && std::all_of(key.begin(), key.end(), [](char c) {
+                            return IsLetterOrDigit(c) || std::strchr("-._/", c) != nullptr;
+                          });
+    if (!key_good) {
+      return fmt::format(
+          "has the key {}; must be 1 to 63 letters, digits, '-', '.', '_' or '/', with a letter or digit at both ends",
+          Shown(key));
+    }
+    if (value.size() > 255) return fmt::format("{} has {} bytes; at most 255 are allowed", key, value.size());
+  }
+  return "";
+}
+
+std::string CheckLengths(const std::vector<int64_t>& lengths) {
+  for (size_t i = 0; i < lengths.size(); ++i) {
+    if (lengths[i] < 2 || lengths[i] > kTokensMax) {
+      return fmt::format("entry {} is {}; must be 2 to {}", i + 1, lengths[i], kTokensMax);
+    }
+    if (std::count(lengths.begin(), lengths.end(), lengths[i]) > 1) return fmt::format("lists {} twice", lengths[i]);
+  }
+  return "";
+}
+
+// ---- the rows ----
+
+// Builds rows; the words of a row read in the order type, default, range, meaning.
+class Row {
+ public:
+  template <class Access>
+  Row(std::string path, std::string summary, Access access) {
+    using T = std::decay_t<decltype(access(std::declval<JobSpec&>()))>;
+    using Value = typename Plain<T>::Type;
+    field_.info.path = std::move(path);
+    field_.info.summary = std::move(summary);
+    field_.info.type = TypeName<Value>();
+    field_.may_be_null = Plain<T>::kOptional;
+    field_.read = [access](const json& value, JobSpec& spec) { return Read(value, access(spec)); };
+    field_.write = [access](const JobSpec& spec) { return Write(access(spec)); };
+    field_.check = [](const JobSpec&) { return std::string(); };
+  }
+
+  Row& Unit(std::string unit) {
+    field_.info.unit = std::move(unit);
+    return *this;
+  }
+  Row& Required(bool also_by_probe) {
+    field_.required = true;
+    field_.needed_by_probe = also_by_probe;
+    field_.missing = [write = field_.write](const JobSpec& spec) {
+      const json value = write(spec);
+      return value.is_number() ? value == 0 : value.empty() || value == "";
+    };
+    return *this;
+  }
+  Row& Absent(std::string meaning) {
+    field_.info.default_value = "absent: " + std::move(meaning);
+    field_.may_be_null = true;
+    return *this;
+  }
+  Row& IgnoredByProbe() {
+    field_.ignored_by_probe = true;
+    return *this;
+  }
+  Row& In(Range range) {
+    field_.info.range = Text(range);
+    field_.check = [range, write = field_.write](const JobSpec& spec) {
+      const json value = write(spec);
+      if (value.is_null() || range.Holds(value.get<double>())) return std::string();
+      return fmt::format("is {}; must be {}", Shown(value), Text(range));
+    };
+    return *this;
+  }
+  template <class Access, class Rule>
+  Row& Checked(std::string range, Access access, Rule rule) {
+    field_.info.range = std::move(range);
+    field_.check = [access, rule](const JobSpec& spec) { return rule(access(spec)); };
+    return *this;
+  }
+  Row& Duration(std::optional<int64_t> LimitsSection::* member) {
+    field_.info.type = "duration";
+    field_.info.range = "at least 1s";
+    field_.read = [member](const json& value, JobSpec& spec) -> std::string {
+      if (value.is_null()) return "";
+      const auto seconds = value.is_string() ? ParseDurationSeconds(value.get_ref<const std::string&>()) : std::nullopt;
+      if (!seconds) return Wrong(value, "a duration such as \"90s\", \"45m\" or \"2h30m\"");
+      spec.limits.*member = *seconds;
+      return "";
+    };
+    field_.write = [member](const JobSpec& spec) {
+      return spec.limits.*member ? json(FormatDurationSeconds(*(spec.limits.*member))) : json();
+    };
+    field_.check = [member](const JobSpec& spec) -> std::string {
+      return spec.limits.*member && *(spec.limits.*member) < 1 ? "must be at least 1s" : "";
+    };
+    return *this;
+  }
+
+  // The default as it stands in a job file.
+  Field Build() {
+    if (field_.info.default_value.empty()) {
+      field_.info.default_value = field_.required ? "required" : field_.write(JobSpec{}).dump();
+    }
+    return field_;
+  }
+
+ private:
+  Field field_;
+};
+
+// A section that may be absent: made by the first key that is read, its defaults shown while it is not there.
+RopeSection& RopeOf(JobSpec& spec) { return spec.rope ? *spec.rope : spec.rope.emplace(); }
+const RopeSection& RopeOf(const JobSpec& spec) {
+  static const RopeSection defaults;
+  return spec.rope ? *spec.rope : defaults;
+}
+
+#define AT(member) [](auto& spec) -> auto& { return spec.member; }
+
+const Range kAtLeast0 = {0, static_cast<double>(kCountMax)};
+const Range kAtLeast1 = {1, static_cast<double>(kCountMax)};
+const Range kTokens = {1, static_cast<double>(kTokensMax)};
+
+void AddSubjectRows(std::vector<Field>& rows) {
+  rows.push_back(Row("name", "Name for people; need not be unique.", AT(name))
+                     .Required(false)
+                     .Checked(kNameRule, AT(name), CheckName)
+                     .Build());
+  rows.push_back(
+      Row("queue", "Queue the job waits in.", AT(queue)).Checked("a name as above", AT(queue), CheckName).Build());
+  rows.push_back(Row("priority", "Higher runs first.", AT(priority)).In({0, 100}).Build());
+  rows.push_back(Row("labels", "Free labels for filters.", AT(labels))
+                     .Checked("at most 64, values of at most 255 bytes", AT(labels), CheckLabels)
+                     .Build());
+  rows.push_back(Row("model.path", "Hugging Face folder of the model to extend.", AT(model.path))
+                     .Required(true)
+                     .Checked("", AT(model.path), CheckNotEmpty)
+                     .Build());
+  rows.push_back(
+      Row("model.init", "Where the weights come from; random needs only config.json and the tokenizer.", AT(model.init))
+          .Build());
+  rows.push_back(Row("data.sources", "Files or folders to train on.", AT(data.sources))
+                     .Required(false)
+                     .Checked("at least one", AT(data.sources), CheckSources)
+                     .Build());
+  rows.push_back(Row("data.format", "What a record is.", AT(data.format)).Absent("by content").Build());
+  rows.push_back(Row("data.text_field", "Field of a .jsonl record that holds the text.", AT(data.text_field))
+                     .Checked("", AT(data.text_field), CheckNotEmpty)
+                     .Build());
+  rows.push_back(Row("data.holdout_fraction", "Share of the tokens that is kept for evaluation and never trained on.",
+                     AT(data.holdout_fraction))
+                     .In({0, 0.5})
+                     .Build());
+  rows.push_back(
+      Row("data.packing", "Whether documents keep their borders; false joins them.", AT(data.packing)).Build());
+  rows.push_back(Row("context_length", "How long a text the extended model is to read.", AT(context_length))
+                     .Unit("tokens")
+                     .Required(true)
+                     .In({2, static_cast<double>(kTokensMax)})
+                     .Build());
+}
+
+void AddMethodRows(std::vector<Field>& rows) {
+  rows.push_back(
+      Row("attention.kind", "Attention during training; evaluation is always full.", AT(attention.kind)).Build());
+  rows.push_back(Row("attention.group_size", "Size of an S2 group; excludes group_ratio.", AT(attention.group_size))
+                     .Unit("tokens")
+                     .Absent("from group_ratio")
+                     .In(kTokens)
+                     .Build());
+  rows.push_back(
+      Row("attention.group_ratio", "Size of an S2 group as part of context_length.", AT(attention.group_ratio))
+          .Absent("0.25, when group_size is absent too")
+          .In({0, 1, true})
+          .Build());
+  rows.push_back(Row("method.kind", "Which weights train.", AT(method.kind)).Build());
+  rows.push_back(
+      Row("method.rank", "Rank of A and B.", AT(method.rank)).Absent("8, or the adapter's").In({1, 65536}).Build());
+  rows.push_back(Row("method.alpha", "The update is scaled by alpha / rank.", AT(method.alpha))
+                     .Absent("16, or the adapter's")
+                     .In({0, kInfinity, true})
+                     .Build());
+  rows.push_back(
+      Row("method.dropout", "Dropout on the input of A.", AT(method.dropout)).In({0, 1, false, true}).Build());
+  rows.push_back(
+      Row("method.targets", "Linear layers that get A and B, by the last part of their names.", AT(method.targets))
+          .Absent("q_proj k_proj v_proj o_proj, or the adapter's")
+          .Checked("", AT(method.targets), CheckTargets)
+          .Build());
+  rows.push_back(Row("method.adapter", "PEFT folder to start from; not with method full.", AT(method.adapter))
+                     .Absent("fresh A and B")
+                     .Build());
+  rows.push_back(
+      Row("rope.kind", "How positions are rescaled.", [](auto& spec) -> auto& { return RopeOf(spec).kind; }).Build());
+  rows.push_back(Row("rope.factor", "Multiplies what the model already has.",
+                     [](auto& spec) -> auto& { return RopeOf(spec).factor; })
+                     .Absent("context_length / max_position_embeddings if above 1, else 1")
+                     .In({1, kInfinity})
+                     .Build());
+  rows.push_back(Row("rope.original_length",
+                     "Context the model was first trained with; only where config.json is ambiguous.",
+                     [](auto& spec) -> auto& { return RopeOf(spec).original_length; })
+                     .Unit("tokens")
+                     .Absent("from config.json")
+                     .In(kTokens)
+                     .Build());
+}
+
+void AddTrainingRows(std::vector<Field>& rows) {
+  rows.push_back(Row("training.steps", "Optimizer steps.", AT(training.steps))
+                     .Unit("steps")
+                     .In(kAtLeast1)
+                     .IgnoredByProbe()
+                     .Build());
+  rows.push_back(Row("training.global_batch", "Batch of one optimizer step, over all ranks.", AT(training.global_batch))
+                     .Unit("sequences")
+                     .In({1, 1e6})
+                     .IgnoredByProbe()
+                     .Build());
+  rows.push_back(Row("training.micro_batch", "Batch of one forward pass of a rank.", AT(training.micro_batch))
+                     .Unit("sequences")
+                     .Absent("1")
+                     .In({1, 1e6})
+                     .IgnoredByProbe()
+                     .Build());
+  rows.push_back(
+      Row("training.learning_rate", "Learning rate after the warm-up.", AT(training.learning_rate)).In({0, 1}).Build());
+  rows.push_back(
+      Row("training.schedule", "Learning rate after the warm-up, down to zero unless constant.", AT(training.schedule))
+          .Build());
+  rows.push_back(
+      Row("training.warmup_steps", "Steps in which the learning rate rises from zero.", AT(training.warmup_steps))
+          .Unit("steps")
+          .In(kAtLeast0)
+          .Build());
+  rows.push_back(
+      Row("training.beta1", "AdamW's decay of the first moment.", AT(training.beta1)).In({0, 1, false, true}).Build());
+  rows.push_back(
+      Row("training.beta2", "AdamW's decay of the second moment.", AT(training.beta2)).In({0, 1, false, true}).Build());
+  rows.push_back(
+      Row("training.epsilon", "AdamW's term against division by zero.", AT(training.epsilon)).In({0, 1, true}).Build());
+  rows.push_back(
+      Row("training.weight_decay", "AdamW's weight decay.", AT(training.weight_decay)).In({0, kInfinity}).Build());
+  rows.push_back(
+      Row("training.clip_norm", "Largest global L2 norm of the gradient; 0: no clipping.", AT(training.clip_norm))
+          .In({0, kInfinity})
+          .Build());
+  rows.push_back(Row("training.seed", "Seed of everything random.", AT(training.seed)).In({0, kInfinity}).Build());
+  rows.push_back(Row("training.dtype", "Type in which forward and backward compute.", AT(training.dtype))
+                     .Absent("bf16 on a GPU, fp32 on a CPU")
+                     .Build());
+}
+
+void AddRunRows(std::vector<Field>& rows) {
+  rows.push_back(
+      Row("evaluation.every_steps", "Steps between evaluations; 0: only at the end.", AT(evaluation.every_steps))
+          .Unit("steps")
+          .In(kAtLeast0)
+          .Build());
+  rows.push_back(Row("evaluation.lengths", "Lengths at which perplexity is measured.", AT(evaluation.lengths))
+                     .Unit("tokens")
+                     .Absent("the model's original length and context_length")
+                     .Checked("2 to 16777216 each", AT(evaluation.lengths), CheckLengths)
+                     .Build());
+  rows.push_back(Row("evaluation.protocol", "How the text is cut into windows.", AT(evaluation.protocol)).Build());
+  rows.push_back(
+      Row("checkpoint.every_steps", "Steps between checkpoints; 0: only at the end.", AT(checkpoint.every_steps))
+          .Unit("steps")
+          .In(kAtLeast0)
+          .Build());
+  rows.push_back(Row("checkpoint.keep_last", "Newest checkpoints that are kept.", AT(checkpoint.keep_last))
+                     .Unit("checkpoints")
+                     .In(kAtLeast1)
+                     .Build());
+  rows.push_back(Row("checkpoint.keep_every", "Also keep steps divisible by this; 0: none.", AT(checkpoint.keep_every))
+                     .Unit("steps")
+                     .In(kAtLeast0)
+                     .Build());
+  rows.push_back(Row("resources.slots", "Ranks of the gang, one slot (a GPU, or a CPU slot) each.", AT(resources.slots))
+                     .Unit("slots")
+                     .In({1, 65536})
+                     .IgnoredByProbe()
+                     .Build());
+  rows.push_back(Row("resources.threads_per_slot", "CPU threads of a rank.", AT(resources.threads_per_slot))
+                     .Unit("threads")
+                     .In({1, 1024})
+                     .Build());
+  rows.push_back(Row("output.adapter", "Write a PEFT adapter; method full has none.", AT(output.adapter)).Build());
+  rows.push_back(Row("output.merged", "Write a whole Hugging Face model.", AT(output.merged)).Build());
+  rows.push_back(Row("limits.max_attempts", "Attempts of the job, counting those that infrastructure ended.",
+                     AT(limits.max_attempts))
+                     .Unit("attempts")
+                     .In({1, 1000})
+                     .Build());
+  rows.push_back(
+      Row("limits.max_run_time", "Time the job may run, waiting not counted.", AT(limits.max_run_time_seconds))
+          .Absent("no limit")
+          .Duration(&LimitsSection::max_run_time_seconds)
+          .Build());
+}
+
+#undef AT
+
+}  // namespace
+
+std::string Shown(const json& value) {
+  constexpr size_t kShownMax = 80;
+  if (value.is_object()) return "a map";
+  if (value.is_array()) return "a list";
+  if (value.is_null()) return "empty";
+  std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);
+  if (text.size() > kShownMax) text = text.substr(0, kShownMax - 4) + "...\"";
+  return text;
+}
+
+const std::vector<Field>& FieldTable() {
+  static const std::vector<Field> table = [] {
+    std::vector<Field> rows;
+    AddSubjectRows(rows);
+    AddMethodRows(rows);
+    AddTrainingRows(rows);
+    AddRunRows(rows);
+    return rows;
+  }();
+  return table;
+}
+
+const Field* FindField(std::string_view path) {
+  for (const Field& field : FieldTable()) {
+    if (field.info.path == path) return &field;
+  }
+  return nullptr;
+}
+
+bool IsSection(std::string_view path) {
+  return std::any_of(FieldTable().begin(), FieldTable().end(), [path](const Field& field) {
+    return field.info.path.size() > path.size() && field.info.path.starts_with(path) &&
+           field.info.path[path.size()] == '.';
+  });
+}
+
+const std::vector<FieldInfo>& Fields() {
+  static const std::vector<FieldInfo> fields = [] {
+    std::vector<FieldInfo> all;
+    for (const Field& field : FieldTable()) all.push_back(field.info);
+    return all;
+  }();
+  return fields;
+}
+
+}  // namespace longspan::jobfile

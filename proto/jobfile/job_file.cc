@@ -1,0 +1,254 @@
+#include "proto/jobfile/job_file.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+#include "proto/jobfile/enum_names.h"
+#include "proto/jobfile/field_table.h"
+#include "proto/jobfile/nearest_key.h"
+#include "proto/jobfile/text_lines.h"
+
+namespace longspan::jobfile {
+namespace {
+
+using nlohmann::json;
+
+constexpr size_t kTextBytesMax = 1024 * 1024;
+constexpr size_t kUnknownKeysMax = 20;  // after so many the file is something else altogether
+
+std::vector<std::string> AllPaths() {
+  std::vector<std::string> paths;
+  std::set<std::string> sections;
+  for (const FieldInfo& field : Fields()) {
+    paths.push_back(field.path);
+    if (const size_t dot = field.path.find('.'); dot != std::string::npos) sections.insert(field.path.substr(0, dot));
+  }
+  paths.insert(paths.end(), sections.begin(), sections.end());
+  return paths;
+}
+
+// A path for a message: keys come from the user and may be anything.
+std::string ShownPath(const std::string& path) {
+  const std::string quoted = Shown(path);
+  return quoted.size() == path.size() + 2 ? path : quoted;
+}
+
+std::string UnknownKeyMessage(const std::string& path) {
+  const std::string nearest = NearestKey(path, AllPaths());
+  return nearest.empty() ? "unknown key; deploy/examples/reference.yaml lists all keys"
+                         : fmt::format("unknown key; did you mean {}?", nearest);
+}
+
+// Walks a document and fills a spec.
+class Reader {
+ public:
+  Reader(const LineOf& line_of, Purpose purpose) : line_of_(line_of), purpose_(purpose) {}
+
+  Parsed Read(const json& document) {
+    if (!document.is_object()) {
+      Add("", fmt::format("is {}; a job file is a map of keys", Shown(document)));
+      return {std::nullopt, std::move(mistakes_)};
+    }
+    ReadSection(document, "");
+    SortByLine();
+    for (Mistake& mistake : Validate(spec_, purpose_)) {
+      // A key that could not be read still has its default, about which nothing is to be said.
+      if (!unread_.contains(mistake.path)) Add(mistake.path, mistake.message);
+    }
+    if (!mistakes_.empty()) return {std::nullopt, std::move(mistakes_)};
+    return {std::move(spec_), {}};
+  }
+
+ private:
+  void ReadSection(const json& section, const std::string& prefix) {
+    for (const auto& [key, value] : section.items()) {
+      const std::string path = prefix + key;
+      const bool plain = key.find('.') == std::string::npos;  // "training.steps" as one key is not ours
+      if (const Field* field = plain ? FindField(path) : nullptr) {
+        ReadField(*field, value);
+      } else if (plain && prefix.empty() && IsSection(path)) {
+        ReadSubsection(path, value);
+      } else {
+        ReadUnknown(path, plain);
+      }
+    }
+  }
+
+  void ReadSubsection(const std::string& path, const json& value) {
+    if (value.is_null()) return;  // a section whose keys are all commented out
+    if (!value.is_object()) {
+      unread_.insert(path);
+      MarkSectionUnread(path);
+      return Add(path, fmt::format("is {}; must be a map of keys", Shown(value)));
+    }
+    if (path == "rope" && !spec_.rope) spec_.rope.emplace();
+    ReadSection(value, path + ".");
+  }
+
+  void MarkSectionUnread(const std::string& section) {
+    for (const FieldInfo& field : Fields()) {
+      if (field.path.starts_with(section + ".")) unread_.insert(field.path);
+    }
+  }
+
+  void ReadField(const Field& field, const json& value) {
+    if (purpose_ == Purpose::kProbe && field.ignored_by_probe) return;
+    if (value.is_null() && field.may_be_null) return;
+    std::string wrong = field.read(value, spec_);
+    if (wrong.empty()) return;
+    unread_.insert(field.info.path);
+    Add(field.info.path, std::move(wrong));
+  }
+
+  void ReadUnknown(const std::string& path, bool plain) {
+    if (++unknown_keys_ == kUnknownKeysMax) Add("", "has more unknown keys than are listed here");
+    if (unknown_keys_ >= kUnknownKeysMax) return;
+    if (!plain && FindField(path) != nullptr)
+      return Add(path, "unknown key; write the part after the dot inside a map");
+    Add(path, UnknownKeyMessage(path));
+  }
+
+  void Add(const std::string& path, std::string message) {
+    mistakes_.push_back({ShownPath(path), line_of_ ? line_of_(path) : 0, std::move(message)});
+  }
+
+  void SortByLine() {
+    std::stable_sort(mistakes_.begin(), mistakes_.end(),
+                     [](const Mistake& a, const Mistake& b) { return a.line < b.line; });
+  }
+
+  const LineOf& line_of_;
+  Purpose purpose_;
+  JobSpec spec_;
+  std::vector<Mistake> mistakes_;
+  std::set<std::string> unread_;
+  size_t unknown_keys_ = 0;
+};
+
+// Line of a byte of the text.
+int LineAt(std::string_view text, size_t byte) {
+  return 1 + static_cast<int>(std::count(text.begin(), text.begin() + std::min(byte, text.size()), '\n'));
+}
+
+// nlohmann's message without its own prefix and position.
+std::string Cause(const json::parse_error& error) {
+  const std::string text = error.what();
+  const size_t colon = text.rfind(": ", text.find(";"));
+  return colon == std::string::npos ? text : text.substr(colon + 2);
+}
+
+void CheckFields(const JobSpec& spec, Purpose purpose, std::vector<Mistake>& mistakes) {
+  for (const Field& field : FieldTable()) {
+    const bool probe = purpose == Purpose::kProbe;
+    if (probe && field.ignored_by_probe) continue;
+    if (field.required && field.missing(spec)) {
+      if (!probe || field.needed_by_probe) {
+        mistakes.push_back({field.info.path, 0, fmt::format("is required: {}", field.info.summary)});
+      }
+      continue;
+    }
+    if (std::string wrong = field.check(spec); !wrong.empty())
+      mistakes.push_back({field.info.path, 0, std::move(wrong)});
+  }
+}
+
+}  // namespace
+
+std::string ToString(const Mistake& mistake) {
+  std::string text = mistake.line > 0 ? fmt::format("line {}: ", mistake.line) : "";
+  return text + (mistake.path.empty() ? "the job file" : mistake.path) + (mistake.path.empty() ? " " : ": ") +
+         mistake.message;
+}
+
+Parsed ParseText(std::string_view json_text, Purpose purpose) {
+  if (json_text.size() > kTextBytesMax) {
+    return {std::nullopt,
+            {{"", 0, fmt::format("has {} bytes; at most {} are allowed", json_text.size(), kTextBytesMax)}}};
+  }
+  json document;
+  try {
+    document = json::parse(json_text);
+  } catch (const json::parse_error& error) {
+    return {std::nullopt, {{"", LineAt(json_text, error.byte), fmt::format("is not JSON: {}", Cause(error))}}};
+  } catch (const json::exception& error) {  // a number beyond what a double holds
+    return {std::nullopt, {{"", 0, fmt::format("is not JSON: {}", error.what())}}};
+  }
+  const TextLines lines = ScanLines(json_text);
+  const LineOf line_of = [&lines](std::string_view path) {
+    const auto found = lines.line_of.find(path);
+    return found == lines.line_of.end() ? 0 : found->second;
+  };
+  Parsed parsed = Reader(line_of, purpose).Read(document);
+  for (const auto& [path, line] : lines.repeated_keys) {
+    parsed.mistakes.push_back(
+        {ShownPath(path), line, fmt::format("is written twice, first in line {}", line_of(path))});
+    parsed.spec.reset();
+  }
+  return parsed;
+}
+
+Parsed ParseDocument(const json& document, const LineOf& line_of, Purpose purpose) {
+  return Reader(line_of, purpose).Read(document);
+}
+
+std::vector<Mistake> Validate(const JobSpec& spec, Purpose purpose) {
+  std::vector<Mistake> mistakes;
+  CheckFields(spec, purpose, mistakes);
+  if (spec.attention.group_size && spec.attention.group_ratio) {
+    mistakes.push_back({"attention.group_ratio", 0, "excludes attention.group_size; keep one of the two"});
+  }
+  if (spec.method.kind == MethodKind::kFull && !spec.method.adapter.empty()) {
+    mistakes.push_back(
+        {"method.adapter", 0, "cannot start method full, which has no adapter; choose longlora or lora"});
+  }
+  if (purpose == Purpose::kTrain && spec.resources.slots > 0 && spec.training.global_batch > 0 &&
+      spec.training.global_batch < spec.resources.slots) {
+    mistakes.push_back({"training.global_batch", 0,
+                        fmt::format("is {}; must be at least resources.slots, {}, so that every rank has a sequence",
+                                    spec.training.global_batch, spec.resources.slots)});
+  }
+  return mistakes;
+}
+
+std::vector<Mistake> NotYetSupported(const JobSpec& spec) {
+  std::vector<Mistake> mistakes;
+  const auto refuse = [&mistakes](const char* path, std::string_view value, std::string_view instead) {
+    mistakes.push_back({path, 0, fmt::format("{} is not built yet; use {}", value, instead)});
+  };
+  if (spec.data.format && *spec.data.format != DataFormat::kText)
+    refuse("data.format", NameOf(*spec.data.format), "text");
+  if (spec.data.packing) refuse("data.packing", "true", "false");
+  if (spec.method.kind == MethodKind::kQlora) refuse("method.kind", "qlora", "lora");
+  if (spec.method.kind == MethodKind::kQlongLora) refuse("method.kind", "qlonglora", "longlora");
+  if (spec.rope && spec.rope->kind != RopeKind::kLinear) refuse("rope.kind", NameOf(spec.rope->kind), "linear");
+  if (spec.evaluation.protocol != EvaluationProtocol::kWindows) {
+    refuse("evaluation.protocol", NameOf(spec.evaluation.protocol), "windows");
+  }
+  return mistakes;
+}
+
+json ToDocument(const JobSpec& spec) {
+  json document = json::object();
+  for (const Field& field : FieldTable()) {
+    const std::string& path = field.info.path;
+    if (!spec.rope && path.starts_with("rope.")) continue;
+    json value = field.write(spec);
+    // An empty text or list says the same as no key, and not every key may be written empty.
+    if (value.is_null() || value == "" || ((value.is_array() || value.is_object()) && value.empty())) continue;
+    const size_t dot = path.find('.');
+    (dot == std::string::npos ? document[path] : document[path.substr(0, dot)][path.substr(dot + 1)]) =
+        std::move(value);
+  }
+  return document;
+}
+
+int64_t ResolvedGroupSize(const JobSpec& spec) {
+  if (spec.attention.group_size) return *spec.attention.group_size;
+  const double ratio = spec.attention.group_ratio.value_or(0.25);
+  return std::max<int64_t>(1, static_cast<int64_t>(std::floor(static_cast<double>(spec.context_length) * ratio)));
+}
+
+}  // namespace longspan::jobfile

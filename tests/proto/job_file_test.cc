@@ -1,0 +1,282 @@
+// Job files: what is accepted, and that every mistake comes back with its path, its line and what would be right.
+#include "proto/jobfile/job_file.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <sstream>
+
+#include "proto/jobfile/enum_names.h"
+#include "proto/jobfile/nearest_key.h"
+#include "tests/test_paths.h"
+
+namespace longspan::jobfile {
+namespace {
+
+using nlohmann::json;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+constexpr char kSmallest[] =
+    R"({"name": "a", "model": {"path": "/m"}, "data": {"sources": ["/d.txt"]}, "context_length": 1024})";
+
+std::vector<std::string> Texts(const std::vector<Mistake>& mistakes) {
+  std::vector<std::string> texts;
+  for (const Mistake& mistake : mistakes) texts.push_back(ToString(mistake));
+  return texts;
+}
+
+// The smallest job file with one change, as an RFC 6902-like path and value.
+std::vector<std::string> MistakesWith(const std::string& pointer, const json& value) {
+  json document = json::parse(kSmallest);
+  document[json::json_pointer(pointer)] = value;
+  return Texts(ParseDocument(document, nullptr).mistakes);
+}
+
+TEST(JobFile, SmallestFileHasTheDefaults) {
+  const Parsed parsed = ParseText(kSmallest);
+  ASSERT_TRUE(parsed.spec) << ::testing::PrintToString(Texts(parsed.mistakes));
+  EXPECT_EQ(parsed.spec->name, "a");
+  EXPECT_EQ(parsed.spec->queue, "default");
+  EXPECT_EQ(parsed.spec->training.steps, 1000);
+  EXPECT_EQ(parsed.spec->method.kind, MethodKind::kLongLora);
+  EXPECT_EQ(parsed.spec->attention.kind, AttentionKind::kS2);
+  EXPECT_FALSE(parsed.spec->rope);
+  EXPECT_EQ(ResolvedGroupSize(*parsed.spec), 256);
+}
+
+TEST(JobFile, AllMistakesComeInOneAnswerWithTheirLines) {
+  const Parsed parsed = ParseText(R"({
+  "name": "Has Spaces",
+  "model": {"path": "/m"},
+  "data": {
+    "sources": ["/d.txt"],
+    "formt": "text"
+  },
+  "context_length": "long",
+  "training": {"steps": 0, "learning_rat": 1e-4},
+  "attention": {"group_size": 4, "group_ratio": 0.25}
+})");
+  EXPECT_FALSE(parsed.spec);
+  EXPECT_THAT(Texts(parsed.mistakes),
+              ElementsAre("line 6: data.formt: unknown key; did you mean data.format?",
+                          "line 8: context_length: is \"long\"; must be a whole number",
+                          "line 9: training.learning_rat: unknown key; did you mean training.learning_rate?",
+                          HasSubstr("line 2: name: is \"Has Spaces\"; must be 1 to 63 lower-case letters"),
+                          "line 9: training.steps: is 0; must be 1 to 1000000000",
+                          "line 10: attention.group_ratio: excludes attention.group_size; keep one of the two"));
+}
+
+TEST(JobFile, RequiredKeysAreNamed) {
+  EXPECT_THAT(Texts(ParseText("{}").mistakes),
+              ElementsAre(HasSubstr("name: is required"), HasSubstr("model.path: is required"),
+                          HasSubstr("data.sources: is required"), HasSubstr("context_length: is required")));
+}
+
+TEST(JobFile, ProbeNeedsOnlyTheModelAndTheContextAndIgnoresBatchKeys) {
+  const Parsed parsed = ParseText(
+      R"({"model": {"path": "/m"}, "context_length": 64, "training": {"global_batch": 0, "micro_batch": -1, "steps": 0}})",
+      Purpose::kProbe);
+  EXPECT_THAT(Texts(parsed.mistakes), IsEmpty());
+  EXPECT_THAT(Texts(ParseText("{}", Purpose::kProbe).mistakes),
+              ElementsAre(HasSubstr("model.path: is required"), HasSubstr("context_length: is required")));
+}
+
+TEST(JobFile, BrokenTextIsOneMistakeWithItsLine) {
+  EXPECT_THAT(Texts(ParseText("{\n  \"name\": \n}").mistakes),
+              ElementsAre(HasSubstr("line 3: the job file is not JSON")));
+  EXPECT_THAT(Texts(ParseText("").mistakes), ElementsAre(HasSubstr("is not JSON")));
+  EXPECT_THAT(Texts(ParseText("[1]").mistakes), ElementsAre("the job file is a list; a job file is a map of keys"));
+  EXPECT_THAT(Texts(ParseText("{\"name\": \"\xff\"}").mistakes), ElementsAre(HasSubstr("is not JSON")));
+  EXPECT_THAT(Texts(ParseText("{\"training\": {\"learning_rate\": 1e999}}").mistakes),
+              ElementsAre(HasSubstr("is not JSON")));
+  EXPECT_THAT(Texts(ParseText(std::string(2 << 20, ' ')).mistakes),
+              ElementsAre(HasSubstr("at most 1048576 are allowed")));
+}
+
+TEST(JobFile, DeepNestingDoesNotOverflowTheStack) {
+  const std::string text = "{\"labels\":" + std::string(200'000, '[') + std::string(200'000, ']') + "}";
+  EXPECT_FALSE(ParseText(text).spec);
+}
+
+TEST(JobFile, KeysWrittenTwiceAreRefused) {
+  const Parsed parsed = ParseText(
+      "{\"name\": \"a\",\n\"model\": {\"path\": \"/m\"},\n\"data\": {\"sources\": [\"/d\"]},\n"
+      "\"context_length\": 8,\n\"name\": \"b\"}");
+  EXPECT_THAT(Texts(parsed.mistakes), ElementsAre("line 5: name: is written twice, first in line 1"));
+}
+
+TEST(JobFile, KeysOfAnotherSectionAreFound) {
+  EXPECT_THAT(MistakesWith("/learning_rate", 1e-4),
+              ElementsAre("learning_rate: unknown key; did you mean training.learning_rate?"));
+  EXPECT_THAT(MistakesWith("/trainning", json::object()),
+              ElementsAre("trainning: unknown key; did you mean training?"));
+  EXPECT_THAT(MistakesWith("/xyzzy", 1), ElementsAre(HasSubstr("xyzzy: unknown key; deploy/examples/reference.yaml")));
+  EXPECT_THAT(MistakesWith("/training.steps", 1), ElementsAre(HasSubstr("write the part after the dot inside a map")));
+  EXPECT_THAT(MistakesWith("/a\nb", 1), ElementsAre(HasSubstr("\"a\\nb\": unknown key")));
+}
+
+TEST(JobFile, TypesAreStrict) {
+  EXPECT_THAT(MistakesWith("/training/steps", 1.5), ElementsAre("training.steps: is 1.5; must be a whole number"));
+  EXPECT_THAT(MistakesWith("/training/steps", "7"), ElementsAre("training.steps: is \"7\"; must be a whole number"));
+  EXPECT_THAT(MistakesWith("/training/steps", nullptr),
+              ElementsAre("training.steps: is empty; must be a whole number"));
+  EXPECT_THAT(MistakesWith("/training/steps", 18446744073709551615u), ElementsAre(HasSubstr("must be at most")));
+  EXPECT_THAT(MistakesWith("/training", 3), ElementsAre("training: is 3; must be a map of keys"));
+  EXPECT_THAT(MistakesWith("/output", json({{"merged", 1}})),
+              ElementsAre("output.merged: is 1; must be true or false"));
+  EXPECT_THAT(
+      MistakesWith("/method", json({{"kind", "ATTENTION_KIND_S2"}})),
+      ElementsAre("method.kind: is \"ATTENTION_KIND_S2\"; must be one of full | lora | longlora | qlora | qlonglora"));
+  EXPECT_THAT(MistakesWith("/data/sources", json({"a", 5})), ElementsAre("data.sources: entry 2 is 5; must be a text"));
+  EXPECT_THAT(MistakesWith("/name", std::string("a\0b", 3)), ElementsAre("name: contains a zero byte"));
+  EXPECT_THAT(MistakesWith("/name", "\xff"), ElementsAre("name: is not valid UTF-8"));
+  EXPECT_THAT(MistakesWith("/training/steps", 1e3), IsEmpty());
+  EXPECT_THAT(MistakesWith("/training", nullptr), IsEmpty());
+  EXPECT_THAT(MistakesWith("/labels", json({{"fake.steps", 12}, {"on", true}})), IsEmpty());
+}
+
+TEST(JobFile, RangesHold) {
+  struct Case {
+    const char* pointer;
+    json good;
+    json bad;
+  };
+  for (const Case& c : std::initializer_list<Case>{{"/priority", 100, 101},
+                                                   {"/context_length", 2, 1},
+                                                   {"/data/holdout_fraction", 0.5, 0.51},
+                                                   {"/attention/group_ratio", 1.0, 0.0},
+                                                   {"/attention/group_size", 1, 0},
+                                                   {"/method/dropout", 0.0, 1.0},
+                                                   {"/method/rank", 1, 0},
+                                                   {"/method/alpha", 0.5, 0},
+                                                   {"/rope/factor", 1, 0.5},
+                                                   {"/training/beta2", 0, 1},
+                                                   {"/training/epsilon", 1e-8, 0},
+                                                   {"/training/seed", 0, -1},
+                                                   {"/checkpoint/keep_last", 1, 0},
+                                                   {"/resources/slots", 1, 0},
+                                                   {"/limits/max_attempts", 1, 0},
+                                                   {"/limits/max_run_time", "2h30m", "soon"},
+                                                   {"/evaluation/lengths", {256, 1024}, {256, 1}},
+                                                   {"/evaluation/lengths", {2}, {256, 256}},
+                                                   {"/method/targets", {"q_proj"}, {"model.q_proj"}},
+                                                   {"/queue", "gpu-1", "-gpu"}}) {
+    EXPECT_THAT(MistakesWith(c.pointer, c.good), IsEmpty()) << c.pointer;
+    EXPECT_EQ(MistakesWith(c.pointer, c.bad).size(), 1u) << c.pointer;
+  }
+}
+
+TEST(JobFile, FewerSequencesThanRanksAreRefused) {
+  json document = json::parse(kSmallest);
+  document["training"]["global_batch"] = 2;
+  document["resources"]["slots"] = 4;
+  EXPECT_THAT(Texts(ParseDocument(document, nullptr).mistakes),
+              ElementsAre(HasSubstr("training.global_batch: is 2; must be at least resources.slots, 4")));
+}
+
+TEST(JobFile, MethodFullHasNoAdapterToStartFrom) {
+  EXPECT_THAT(MistakesWith("/method", json({{"kind", "full"}, {"adapter", "/a"}})),
+              ElementsAre("method.adapter: cannot start method full, which has no adapter; choose longlora or lora"));
+}
+
+TEST(JobFile, LaterWorkParsesAndIsRefusedByName) {
+  json document = json::parse(kSmallest);
+  document["data"]["packing"] = true;
+  document["data"]["format"] = "chat";
+  document["method"]["kind"] = "qlonglora";
+  document["rope"]["kind"] = "yarn";
+  document["evaluation"]["protocol"] = "paper";
+  const Parsed parsed = ParseDocument(document, nullptr);
+  ASSERT_TRUE(parsed.spec);
+  EXPECT_THAT(
+      Texts(NotYetSupported(*parsed.spec)),
+      ElementsAre("data.format: chat is not built yet; use text", "data.packing: true is not built yet; use false",
+                  "method.kind: qlonglora is not built yet; use longlora",
+                  "rope.kind: yarn is not built yet; use linear",
+                  "evaluation.protocol: paper is not built yet; use windows"));
+  EXPECT_THAT(NotYetSupported(*ParseText(kSmallest).spec), IsEmpty());
+}
+
+TEST(JobFile, CanonicalDocumentGivesTheSameSpec) {
+  json document = json::parse(kSmallest);
+  document["rope"] = {{"factor", 4}};
+  document["limits"]["max_run_time"] = "90m";
+  document["method"]["targets"] = {"q_proj", "down_proj"};
+  document["labels"]["team"] = "x";
+  document["training"]["learning_rate"] = 0.1 + 0.2;
+  const Parsed first = ParseDocument(document, nullptr);
+  ASSERT_TRUE(first.spec);
+  const json canonical = ToDocument(*first.spec);
+  EXPECT_EQ(canonical["limits"]["max_run_time"], "1h30m");
+  EXPECT_EQ(canonical["rope"], json({{"factor", 4.0}, {"kind", "linear"}}));
+  EXPECT_FALSE(canonical["method"].contains("rank"));
+  const Parsed second = ParseText(canonical.dump());
+  ASSERT_TRUE(second.spec);
+  EXPECT_EQ(ToDocument(*second.spec).dump(), canonical.dump());
+}
+
+TEST(JobFile, GroupSizeIsResolvedFromTheContextLength) {
+  JobSpec spec;
+  spec.context_length = 1001;
+  EXPECT_EQ(ResolvedGroupSize(spec), 250);
+  spec.attention.group_ratio = 0.0001;
+  EXPECT_EQ(ResolvedGroupSize(spec), 1);
+  spec.attention.group_ratio.reset();
+  spec.attention.group_size = 7;
+  EXPECT_EQ(ResolvedGroupSize(spec), 7);
+}
+
+TEST(Durations, ReadAndWrite) {
+  EXPECT_EQ(ParseDurationSeconds("90s"), 90);
+  EXPECT_EQ(ParseDurationSeconds("2h30m"), 9000);
+  EXPECT_EQ(ParseDurationSeconds("1d2h3m4s"), 93784);
+  for (const char* wrong : {"", "5", "h", "30m2h", "2h2h", "0s", "-1s", "1.5h", "2 h", "1w", "99999999999999999999s"}) {
+    EXPECT_EQ(ParseDurationSeconds(wrong), std::nullopt) << wrong;
+  }
+  for (int64_t seconds : {1, 59, 60, 3600, 9000, 86400, 93784}) {
+    EXPECT_EQ(ParseDurationSeconds(FormatDurationSeconds(seconds)), seconds);
+  }
+}
+
+TEST(NearestKey, PrefersTheSameSectionThenTheFewestEdits) {
+  EXPECT_EQ(NearestKey("evaluation.every_step", {"checkpoint.every_steps", "evaluation.every_steps"}),
+            "evaluation.every_steps");
+  EXPECT_EQ(NearestKey("conext_length", {"context_length"}), "context_length");
+  EXPECT_EQ(NearestKey("training.setps", {"training.steps"}), "training.steps");
+  EXPECT_EQ(NearestKey("zzz", {"training.steps"}), "");
+}
+
+TEST(EnumNames, GoBothWays) {
+  EXPECT_EQ(NameOf(MethodKind::kLongLora), "longlora");
+  EXPECT_EQ(ValueOf<AttentionKind>("s2"), AttentionKind::kS2);
+  EXPECT_EQ(ValueOf<AttentionKind>("S2"), std::nullopt);
+}
+
+// LONGSPAN_REWRITE=1 in the environment writes the file anew.
+TEST(ReferenceYaml, IsWrittenFromTheTable) {
+  const auto path = testing::SourceDir() / "deploy/examples/reference.yaml";
+  if (std::getenv("LONGSPAN_REWRITE") != nullptr) std::ofstream(path) << ReferenceYaml();
+  std::stringstream text;
+  text << std::ifstream(path).rdbuf();
+  EXPECT_EQ(text.str(), ReferenceYaml()) << "run this test with LONGSPAN_REWRITE=1";
+}
+
+TEST(Fields, DefaultsAreTheParsersOwn) {
+  const json defaults = ToDocument(*ParseText(kSmallest).spec);
+  for (const FieldInfo& field : Fields()) {
+    if (field.default_value == "required" || field.default_value.starts_with("absent: ") ||
+        field.path.starts_with("rope."))
+      continue;
+    std::string pointer = "/" + field.path;
+    std::replace(pointer.begin(), pointer.end(), '.', '/');
+    const json value = defaults.value(json::json_pointer(pointer), json::object());
+    EXPECT_EQ(value.dump(), field.default_value) << field.path;
+    EXPECT_FALSE(field.summary.empty());
+  }
+}
+
+}  // namespace
+}  // namespace longspan::jobfile
