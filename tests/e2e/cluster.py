@@ -66,8 +66,11 @@ class Cluster:
     SERVER_TIMERS = ["--lease-seconds", "4", "--slot-reuse-seconds", "6", "--restart-grace-seconds", "15",
                      "--kill-grace-seconds", "2", "--retry-backoff-seconds", "0.2"]
 
-    def __init__(self, bin_folder, folder, workers=2, slots=1, trainer="longspan-trainer"):
+    def __init__(self, bin_folder, folder, workers=2, slots=1, trainer="longspan-trainer", machines=None):
+        """`machines` places worker i on a host of its own: {"worker-0": (command prefix, its address, the coordinator's
+        address seen from there)}; the coordinator then listens on every address."""
         self.bin, self.folder = pathlib.Path(bin_folder), pathlib.Path(folder)
+        self.machines = machines or {}
         self.storage = self.folder / "storage"
         self.worker_count, self.slots, self.trainer = workers, slots, trainer
         self.server = None
@@ -98,19 +101,23 @@ class Cluster:
         port_file.unlink(missing_ok=True)
         self.server = Process("server", [
             self.bin / "longspan-server", "--data-dir", self.folder / "server", "--storage", self.storage,
-            "--listen", f"127.0.0.1:{self.grpc_port}", "--http-listen", f"127.0.0.1:{self.http_port}",
-            "--port-file", port_file, *self.SERVER_TIMERS], self.folder / "server.log")
+            "--listen", f"{'0.0.0.0' if self.machines else '127.0.0.1'}:{self.grpc_port}", "--http-listen", f"127.0.0.1:{self.http_port}",
+            "--port-file", port_file, *self.SERVER_TIMERS, *(["--insecure"] if self.machines else [])],
+            self.folder / "server.log")
         ports = self._ports(self.server, port_file)
         self.grpc_port, self.http_port = ports["grpc_port"], ports["http_port"]
 
     def start_worker(self, name):
         port_file = self.folder / f"{name}.ports.json"
         port_file.unlink(missing_ok=True)
+        prefix, address, server = [], "127.0.0.1", "127.0.0.1"
+        if name in self.machines:
+            prefix, address, server = self.machines[name]
         self.workers[name] = Process(name, [
-            self.bin / "longspan-worker", "--server", f"127.0.0.1:{self.grpc_port}", "--storage", self.storage,
+            *prefix, self.bin / "longspan-worker", "--server", f"{server}:{self.grpc_port}", "--storage", self.storage,
             "--state-dir", self.folder / name, "--name", name, "--slots", self.slots,
-            "--trainer", self.bin / self.trainer, "--advertise-address", "127.0.0.1",
-            "--http-listen", "127.0.0.1:0", "--port-file", port_file, "--kill-grace-seconds", "2"],
+            "--trainer", self.bin / self.trainer, "--advertise-address", address, *(["--insecure"] if prefix else []),
+            "--http-listen", f"{address}:0", "--port-file", port_file, "--kill-grace-seconds", "2"],
             self.folder / f"{name}.log")
         self._ports(self.workers[name], port_file)
 
