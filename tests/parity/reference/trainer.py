@@ -57,10 +57,12 @@ def report(done):
 
 
 def merged_spec(base, changes):
-    """`base` with the keys of `changes` laid over it, section by section."""
+    """`base` with the keys of `changes` laid over it, section by section; `...` takes a key away."""
     result = copy.deepcopy(base)
     for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(result.get(key), dict):
+        if value is ...:
+            result.pop(key, None)
+        elif isinstance(value, dict) and isinstance(result.get(key), dict):
             result[key] = merged_spec(result[key], value)
         else:
             result[key] = copy.deepcopy(value)
