@@ -1,8 +1,8 @@
 // A decoder-only language model with a hand-written forward and backward pass: what the training step, the probe, the
 // evaluation and the export share. No autograd anywhere; the tests use autograd as the oracle.
 //
-// Not thread-safe: one thread drives a model. Owns its weights. Throws c10::Error on a shape mismatch of its arguments and
-// UserError on a model folder that is wrong (see model_config.h, weights.h).
+// Not thread-safe: one thread drives a model. Owns its weights. Throws c10::Error on a shape mismatch of its arguments
+// and UserError on a model folder that is wrong (see model_config.h, weights.h).
 //
 // Legend: B sequences, T tokens, V vocabulary, d hidden size, Hq query heads, Hkv key/value heads, D head size.
 #pragma once
@@ -20,34 +20,34 @@
 
 namespace longspan::trainer {
 
-// One tensor that trains. `value` is what the forward pass reads (the compute dtype); the optimizer keeps the fp32 master and
-// writes back. `gradient` is fp32, allocated once, accumulated over micro-batches, zeroed by ZeroGradients.
+// One tensor that trains. `value` is what the forward pass reads (the compute dtype); the optimizer keeps the fp32
+// master and writes back. `gradient` is fp32, allocated once, accumulated over micro-batches, zeroed by ZeroGradients.
 struct Trainable {
-  std::string name;       // key in PEFT's saved file; the plain Hugging Face name for method full
+  std::string name;  // key in PEFT's saved file; the plain Hugging Face name for method full
   at::Tensor value;
-  at::Tensor gradient;    // same shape, fp32; gradient of the *sum* of the token losses
-  bool is_lora = false;   // A or B of an adapter
+  at::Tensor gradient;   // same shape, fp32; gradient of the *sum* of the token losses
+  bool is_lora = false;  // A or B of an adapter
 };
 
 struct Batch {
-  at::Tensor input_ids;   // (B, T) int64
-  at::Tensor labels;      // (B, T) int64; shifted inside: position t is scored on labels[t + 1]; -100 is never scored
-  int64_t step = 0;                  // for the dropout mask
+  at::Tensor input_ids;  // (B, T) int64
+  at::Tensor labels;     // (B, T) int64; shifted inside: position t is scored on labels[t + 1]; -100 is never scored
+  int64_t step = 0;      // for the dropout mask
   int64_t first_sequence_index = 0;  // of row 0 in the global batch of this step, for the dropout mask
 };
 
 struct LossSum {
-  double loss = 0;        // sum of the token losses, nats
-  int64_t tokens = 0;     // scored tokens
+  double loss = 0;     // sum of the token losses, nats
+  int64_t tokens = 0;  // scored tokens
 };
 
 enum class RopeScaling { kOriginal, kExtended };  // the model folder's own positions, or the job's
 
 struct ModelOptions {
-  // Adds LoRA to the base when the method has it. The parts of the spec that are read: model, context_length, attention,
-  // method, rope, training.{dtype, seed}.
+  // Adds LoRA to the base when the method has it. The parts of the spec that are read: model, context_length,
+  // attention, method, rope, training.{dtype, seed}.
   jobfile::JobSpec spec;
-  bool dropout = true;    // off in the probe
+  bool dropout = true;  // off in the probe
 };
 
 class CausalLm {
@@ -55,14 +55,14 @@ class CausalLm {
   // Called during the last micro-batch's backward pass as soon as the gradient of trainables()[index] is complete.
   using GradientReady = std::function<void(size_t index)>;
 
-  // Loads the folder spec.model.path (or random weights from its config.json and the seed), with LoRA, embeddings and norms
-  // set up as the method says; starts from spec.method.adapter when given.
+  // Loads the folder spec.model.path (or random weights from its config.json and the seed), with LoRA, embeddings and
+  // norms set up as the method says; starts from spec.method.adapter when given.
   static std::unique_ptr<CausalLm> Load(const ModelOptions& options);
   virtual ~CausalLm() = default;
 
-  virtual const ModelConfig& config() const = 0;           // with the job's rope applied
-  virtual std::vector<Trainable>& trainables() = 0;        // in a fixed order, the same on every rank
-  virtual int64_t parameter_count() const = 0;             // of the base model
+  virtual const ModelConfig& config() const = 0;     // with the job's rope applied
+  virtual std::vector<Trainable>& trainables() = 0;  // in a fixed order, the same on every rank
+  virtual int64_t parameter_count() const = 0;       // of the base model
 
   virtual void ZeroGradients() = 0;
   // Training attention (S2 or full, as the spec says), extended positions. Adds to every gradient.
@@ -78,9 +78,10 @@ class CausalLm {
   };
   virtual LossSum Evaluate(const at::Tensor& input_ids, const at::Tensor& labels, const EvaluationOptions& options) = 0;
 
-  // Every tensor of the merged model under its Hugging Face name, one at a time, LoRA merged in fp32 and rounded to the base
-  // file's dtype; frozen tensors bit-equal to the base's.
-  virtual void ForEachMergedTensor(const std::function<void(const std::string& name, const at::Tensor& value)>& visit) = 0;
+  // Every tensor of the merged model under its Hugging Face name, one at a time, LoRA merged in fp32 and rounded to the
+  // base file's dtype; frozen tensors bit-equal to the base's.
+  virtual void ForEachMergedTensor(
+      const std::function<void(const std::string& name, const at::Tensor& value)>& visit) = 0;
 
   // Tells the model that values of trainables changed (after an optimizer step or a load).
   virtual void ValuesChanged() = 0;
