@@ -163,12 +163,13 @@ struct Worker {
   std::vector<std::string> retired_incarnations;  // newest last, at most 8
   bool draining = false;                          // by an operator
   bool leaving = false;                           // by itself
+  int64_t placements = 0;                         // ranks ever placed there
   absl::Time last_seen;                           // stored with other changes only
   // Not stored.
-  int64_t sequence = 0;  // newest report of this incarnation
-  bool up = false;
-  absl::Time lease_end;     // up until then
-  absl::Time release_time;  // its ranks are surely gone from then on
+  int64_t sequence = 0;              // newest report of this incarnation
+  bool up = false;                   // has reported to this process, and its lease runs
+  absl::Time lease_end = kNever;     // attempts with ranks there fail then
+  absl::Time release_time = kNever;  // its ranks are surely gone from then on
 };
 
 }  // namespace longspan::core

@@ -1,0 +1,166 @@
+// What users and operators ask for.
+#include <fmt/format.h>
+
+#include "proto/support/check.h"
+#include "server/core/core_state.h"
+
+namespace longspan::core {
+
+void Core::State::IndexJob(JobEntry& entry) {
+  entry.order = submission_order_.size();
+  submission_order_.push_back(entry.job.id);
+  by_request_[entry.job.request_id] = entry.job.id;
+  if (IsWaiting(entry.job.state)) waiting_.insert(entry.job.id);
+}
+
+void Core::State::On(const JobSubmitted& event) {
+  SubmitReply reply;
+  if (event.job.request_id.empty()) {
+    reply.status = absl::InvalidArgumentError("request_id is empty; choose one, so that a retry is safe");
+  } else if (const auto known = by_request_.find(event.job.request_id); known != by_request_.end()) {
+    reply.job_id = known->second;
+    reply.already_submitted = true;
+    if (jobs_.at(known->second).job.content_hash != event.job.content_hash) {
+      reply.status = absl::AlreadyExistsError(fmt::format(
+          "request id {} was used for {} with another content; choose a new one", event.job.request_id, known->second));
+    }
+  } else {
+    const auto [it, inserted] = jobs_.try_emplace(event.job.id);
+    CHECK(inserted && !event.job.id.empty()) << "job id " << event.job.id << " is not fresh";
+    JobEntry& entry = it->second;
+    entry.job = event.job;
+    Job& job = entry.job;
+    job.folder = options_.jobs_folder + "/" + job.id.value();
+    job.submit_time = now_;
+    job.state = JobState::kQueued;
+    job.version = 0;
+    IndexJob(entry);
+    ++counters_.transitions[0][static_cast<int>(JobState::kQueued)];
+    job.reason = "SUBMITTED";
+    job.message = "waits for a worker to prepare its data";
+    AddEvent(entry, "JOB_SUBMITTED",
+             fmt::format("{} was submitted to queue {} with priority {}", job.name, job.queue, job.priority));
+    pass_due_ = true;
+    reply.job_id = job.id;
+  }
+  effects_.reply = std::move(reply);
+}
+
+Core::State::JobEntry* Core::State::FindJobOrReply(const JobId& job_id) {
+  const auto it = jobs_.find(job_id);
+  if (it != jobs_.end()) {
+    effects_.reply = CommandReply{};
+    return &it->second;
+  }
+  effects_.reply = CommandReply{absl::NotFoundError(fmt::format("there is no job {}", job_id))};
+  return nullptr;
+}
+
+void Core::State::AskToStop(JobEntry& entry, JobState to, std::string reason, std::string message) {
+  Attempt* attempt = NewestAttempt(entry);
+  const bool was_starting = entry.job.state == JobState::kStarting;
+  if (attempt != nullptr && IsLive(*attempt)) {
+    attempt->stop_time = now_;
+    Touch(*attempt);
+    DesiredChanged(*attempt);
+  }
+  MoveTo(entry, to, std::move(reason), std::move(message));
+  // Before every rank is up there is nothing to save.
+  if (was_starting) EndAttempt(entry, *attempt);
+  Settle(entry);
+}
+
+void Core::State::On(const CancelRequested& event) {
+  JobEntry* entry = FindJobOrReply(event.job_id);
+  if (entry == nullptr) return;
+  switch (entry->job.state) {
+    case JobState::kQueued:
+    case JobState::kPaused:
+      return MoveTo(*entry, JobState::kCancelled, "CANCELLED", "cancelled while it waited");
+    case JobState::kStarting:
+    case JobState::kRunning:
+    case JobState::kPreempting:
+    case JobState::kPausing:
+    case JobState::kRecovering:
+      if (entry->job.state == JobState::kRecovering && !HasUnreleasedRanks(*entry)) {
+        return MoveTo(*entry, JobState::kCancelled, "CANCELLED", "cancelled while it waited");
+      }
+      return AskToStop(*entry, JobState::kCancelling, "CANCEL_REQUESTED", "its ranks are stopping");
+    case JobState::kCancelling:
+    case JobState::kCancelled:
+      return;
+    case JobState::kSucceeded:
+    case JobState::kFailed:
+      effects_.reply = CommandReply{absl::FailedPreconditionError(
+          fmt::format("{} is {} already; there is nothing to cancel", event.job_id, Name(entry->job.state)))};
+      return;
+  }
+}
+
+void Core::State::On(const PauseRequested& event) {
+  JobEntry* entry = FindJobOrReply(event.job_id);
+  if (entry == nullptr) return;
+  switch (entry->job.state) {
+    case JobState::kQueued:
+      return MoveTo(*entry, JobState::kPaused, "PAUSED", "paused while it waited");
+    case JobState::kStarting:
+    case JobState::kRunning:
+    case JobState::kPreempting:
+    case JobState::kRecovering:
+      if (entry->job.state == JobState::kRecovering && !HasUnreleasedRanks(*entry)) {
+        return MoveTo(*entry, JobState::kPaused, "PAUSED", "paused while it waited");
+      }
+      return AskToStop(*entry, JobState::kPausing, "PAUSE_REQUESTED", "its ranks save a checkpoint and stop");
+    case JobState::kPausing:
+    case JobState::kPaused:
+      return;
+    case JobState::kCancelling:
+    case JobState::kSucceeded:
+    case JobState::kFailed:
+    case JobState::kCancelled:
+      effects_.reply = CommandReply{absl::FailedPreconditionError(
+          fmt::format("{} is {}; it cannot be paused", event.job_id, Name(entry->job.state)))};
+      return;
+  }
+}
+
+void Core::State::On(const ResumeRequested& event) {
+  JobEntry* entry = FindJobOrReply(event.job_id);
+  if (entry == nullptr) return;
+  switch (entry->job.state) {
+    case JobState::kPaused:
+      return MoveTo(*entry, JobState::kQueued, "RESUMED", "waits for slots");
+    case JobState::kQueued:
+    case JobState::kStarting:
+    case JobState::kRunning:
+    case JobState::kRecovering:
+      return;
+    case JobState::kPreempting:
+    case JobState::kPausing:
+    case JobState::kCancelling:
+    case JobState::kSucceeded:
+    case JobState::kFailed:
+    case JobState::kCancelled:
+      effects_.reply = CommandReply{absl::FailedPreconditionError(
+          fmt::format("{} is {}; only a paused job can be resumed", event.job_id, Name(entry->job.state)))};
+      return;
+  }
+}
+
+void Core::State::SetDraining(const WorkerId& worker_id, bool draining) {
+  const auto it = workers_.find(worker_id);
+  if (it == workers_.end()) {
+    effects_.reply = CommandReply{absl::NotFoundError(fmt::format("there is no worker {}", worker_id))};
+    return;
+  }
+  effects_.reply = CommandReply{};
+  if (it->second.worker.draining == draining) return;
+  it->second.worker.draining = draining;
+  Touch(it->second);
+  pass_due_ = true;
+}
+
+void Core::State::On(const DrainRequested& event) { SetDraining(event.worker_id, true); }
+void Core::State::On(const UndrainRequested& event) { SetDraining(event.worker_id, false); }
+
+}  // namespace longspan::core

@@ -1,0 +1,175 @@
+// The inside of Core: the rows in memory, and the steps that change them, one source file a topic:
+//
+//   commands.cc   submit, cancel, pause, resume, drain
+//   attempts.cc   an attempt starts, ends, and what becomes of its job
+//   reports.cc    what a worker says
+//   time.cc       leases, deadlines, the scheduler's pass; also the start from the store
+//   desired.cc    which ranks should exist on a worker
+//   queries.cc    views for others
+//
+// Within a Step every change marks its row; TakeEffects turns the marks into one transaction. So a job that changes
+// twice in one step is written once, guarded by what it was before the step, and each of its transitions is an event
+// row of its own.
+#pragma once
+
+#include <map>
+#include <set>
+#include <string>
+#include <tuple>
+#include <unordered_map>
+#include <vector>
+
+#include "server/core/core.h"
+#include "server/core/transitions.h"
+#include "server/scheduler/schedule.h"
+
+namespace longspan::core {
+
+class Core::State {
+ public:
+  explicit State(CoreOptions options);
+
+  Effects Step(const Event& event, absl::Time now);
+  absl::Time NextDeadline() const;
+
+ private:
+  friend class Core;
+
+  // What the watchdog knows of the newest attempt; starts anew with every attempt and every process.
+  struct Watch {
+    absl::Time last_progress;
+    absl::Time expected_until = absl::InfinitePast();  // no step will move before
+    absl::Duration step_time;                          // zero until learned
+    std::optional<Sample> previous;
+  };
+  struct JobEntry {
+    Job job;
+    size_t order = 0;  // of submission
+    std::map<int64_t, Attempt> attempts;
+    std::vector<Checkpoint> checkpoints;
+    std::vector<Evaluation> evaluations;
+    std::vector<Artifact> artifacts;
+    std::optional<Sample> progress;
+    Watch watch;
+    scheduler::Wait wait;        // of the newest pass; position 0 when it does not wait
+    std::string announced_wait;  // reason that an event told last
+  };
+  using RankKey = std::tuple<JobId, int64_t, int64_t>;  // job, attempt, rank
+  struct WorkerEntry {
+    Worker worker;
+    std::set<RankKey> ranks;                         // not released
+    mutable std::optional<std::string> fingerprint;  // of its desired ranks; empty when they may have changed
+  };
+  struct Before {
+    int64_t version = 0;
+    JobState state = JobState::kQueued;
+  };
+  // Why an attempt ended.
+  struct Cause {
+    FailureClass failure_class = FailureClass::kInfrastructure;
+    std::string message;
+    WorkerId worker_id;
+    absl::Time time;
+    bool counts = true;  // against the limits of retries
+  };
+
+  // commands.cc
+  void On(const Restarted& event);
+  void On(const JobSubmitted& event);
+  void On(const CancelRequested& event);
+  void On(const PauseRequested& event);
+  void On(const ResumeRequested& event);
+  void On(const DrainRequested& event);
+  void On(const UndrainRequested& event);
+  void On(const WorkerReport& event);
+  void On(const Tick& event);
+  JobEntry* FindJobOrReply(const JobId& job_id);
+  void SetDraining(const WorkerId& worker_id, bool draining);
+  // Asks the ranks to save and stop; the job waits for that in `to`.
+  void AskToStop(JobEntry& entry, JobState to, std::string reason, std::string message);
+
+  // attempts.cc
+  void StartAttempt(JobEntry& entry, const std::vector<scheduler::Placement>& placements);
+  void MarkRunning(JobEntry& entry, Attempt& attempt);
+  void FinishAttemptWell(JobEntry& entry, Attempt& attempt);
+  void FailAttempt(JobEntry& entry, Attempt& attempt, Cause cause);
+  void RetryOrFail(JobEntry& entry, Attempt& attempt, const Cause& cause);
+  void FailJob(JobEntry& entry, std::string reason, std::string message);
+  void EndAttempt(JobEntry& entry, Attempt& attempt);
+  // A better explanation of an attempt that has already ended.
+  void LearnLateCause(JobEntry& entry, Attempt& attempt, const Cause& cause);
+  void ReleaseRank(JobEntry& entry, Attempt& attempt, Rank& rank);
+  // Moves a job on when its attempt is over and its ranks are gone.
+  void Settle(JobEntry& entry);
+  void OnRankExit(JobEntry& entry, Attempt& attempt, Rank& rank);
+  static Cause CauseOf(const Rank& rank);
+  bool HasUnreleasedRanks(const JobEntry& entry) const;
+  Attempt* NewestAttempt(JobEntry& entry);
+  bool IsLive(const Attempt& attempt) const { return attempt.end_time == kNever; }
+
+  // reports.cc
+  bool AcceptReport(const WorkerReport& report, ReportReply& reply);
+  void TakeOver(WorkerEntry& entry, const std::string& incarnation_id);
+  void UpdateWorker(WorkerEntry& entry, const WorkerReport& report);
+  RankAcknowledgement OnRankReport(const WorkerReport& report, const RankReport& rank_report);
+  void OnRankState(JobEntry& entry, Attempt& attempt, Rank& rank, const RankReport& report);
+  void RecordResults(JobEntry& entry, Attempt& attempt, const RankReport& report, RankAcknowledgement& acknowledgement);
+  void RecordSample(JobEntry& entry, Attempt& attempt, const Sample& sample);
+  void RecordCheckpoint(JobEntry& entry, Attempt& attempt, const Checkpoint& checkpoint);
+  void RecordEvaluation(JobEntry& entry, Attempt& attempt, const Evaluation& evaluation);
+  void RecordArtifact(JobEntry& entry, Attempt& attempt, const Artifact& artifact);
+  std::set<RankKey> RanksToName(const WorkerEntry& entry) const;
+  void OnRankMissing(const RankKey& key);
+  void CheckProgress(JobEntry& entry);
+
+  // time.cc
+  void ExpireLeases();
+  void CheckDeadlines(JobEntry& entry);
+  void CheckBackoffs();
+  void RunScheduler();
+  scheduler::Snapshot TakeSnapshot() const;
+  void RecordWait(const scheduler::Wait& wait);
+  absl::Time StartDeadline(const Attempt& attempt) const;
+  absl::Time StopDeadline(const JobEntry& entry, const Attempt& attempt) const;
+  absl::Time RunTimeDeadline(const Job& job) const;
+
+  // desired.cc
+  DesiredRanks Desired(const WorkerEntry& entry) const;
+  DesiredRank MakeDesired(const JobEntry& entry, const Attempt& attempt, const Rank& rank) const;
+  const std::string& Fingerprint(const WorkerEntry& entry) const;
+
+  // Bookkeeping of a step.
+  void MoveTo(JobEntry& entry, JobState to, std::string reason, std::string message);
+  void AddEvent(JobEntry& entry, std::string reason, std::string message);
+  void Touch(JobEntry& entry);  // the job row changes; call before changing it
+  void Touch(const Attempt& attempt);
+  void Touch(const WorkerEntry& entry);
+  void DesiredChanged(const WorkerId& worker_id);
+  void DesiredChanged(const Attempt& attempt);  // of all workers with ranks of it
+  void IndexJob(JobEntry& entry);
+  Effects TakeEffects();
+
+  const CoreOptions options_;
+  bool started_ = false;
+  absl::Time restart_time_;
+  std::map<JobId, JobEntry> jobs_;
+  std::vector<JobId> submission_order_;
+  std::unordered_map<std::string, JobId> by_request_;
+  std::map<WorkerId, WorkerEntry> workers_;
+  std::set<JobId> waiting_;  // QUEUED, RECOVERING
+  std::set<JobId> busy_;     // with an attempt that lives or has ranks not released
+  Counters counters_;
+  bool pass_due_ = false;
+  absl::Time last_pass_ = absl::InfinitePast();
+
+  // Of the current step.
+  absl::Time now_;
+  Effects effects_;
+  std::map<JobId, Before> touched_jobs_;
+  std::set<std::pair<JobId, int64_t>> touched_attempts_;
+  std::set<WorkerId> touched_workers_;
+  std::set<WorkerId> changed_workers_;
+  std::set<JobId> changed_jobs_;
+};
+
+}  // namespace longspan::core
