@@ -12,9 +12,17 @@ set(torch_lib "${LONGSPAN_TORCH_ROOT}/lib")
 get_filename_component(site_packages "${LONGSPAN_TORCH_ROOT}" DIRECTORY)
 set(cuda_lib "${site_packages}/nvidia/cu13/lib")
 
+# The wheel's include folder also carries fmt, nlohmann and more of other versions than the distribution's, which we link: only
+# LibTorch's own headers are taken from it.
+set(torch_include "${CMAKE_BINARY_DIR}/torch_include")
+file(MAKE_DIRECTORY "${torch_include}")
+foreach(folder ATen c10 caffe2 torch)
+  file(CREATE_LINK "${LONGSPAN_TORCH_ROOT}/include/${folder}" "${torch_include}/${folder}" SYMBOLIC)
+endforeach()
+
 add_library(longspan_torch INTERFACE)
 add_library(longspan::torch ALIAS longspan_torch)
-target_include_directories(longspan_torch SYSTEM INTERFACE "${LONGSPAN_TORCH_ROOT}/include"
+target_include_directories(longspan_torch SYSTEM INTERFACE "${torch_include}"
                            "${LONGSPAN_TORCH_ROOT}/include/torch/csrc/api/include")
 target_link_libraries(longspan_torch INTERFACE "${torch_lib}/libtorch_cpu.so" "${torch_lib}/libc10.so" Threads::Threads)
 target_link_options(longspan_torch INTERFACE -Wl,--disable-new-dtags -Wl,--allow-shlib-undefined

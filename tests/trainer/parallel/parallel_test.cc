@@ -1,0 +1,141 @@
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cmath>
+#include <exception>
+#include <functional>
+#include <future>
+#include <thread>
+
+#include "worker/trainer/errors.h"
+#include "worker/trainer/parallel/communicator.h"
+#include "worker/trainer/parallel/gradient_reducer.h"
+
+namespace longspan::trainer {
+namespace {
+
+// Runs `body` as every rank of a gang, one thread each; rethrows what a rank threw.
+void AsGang(int64_t world_size, const std::function<void(Communicator&)>& body) {
+  std::promise<std::string> address;
+  std::shared_future<std::string> found = address.get_future().share();
+  std::vector<std::future<void>> ranks;
+  for (int64_t rank = 0; rank < world_size; ++rank) {
+    ranks.push_back(std::async(std::launch::async, [&, rank, found] {
+      CommunicatorOptions options;
+      options.rank = rank;
+      options.world_size = world_size;
+      options.store = rank == 0 ? "127.0.0.1:0" : found.get();
+      options.connect_timeout = std::chrono::seconds(30);
+      options.collective_timeout = std::chrono::seconds(30);
+      auto communicator = Communicator::OpenStore(options);
+      if (rank == 0) address.set_value(communicator->store_address());
+      communicator->Join();
+      body(*communicator);
+      // Rank 0 holds the store: it leaves last.
+      communicator->AllReduce(at::zeros({1}));
+    }));
+  }
+  for (auto& rank : ranks) rank.get();
+}
+
+std::vector<at::Tensor> SomeGradients(int64_t rank) {
+  std::vector<at::Tensor> gradients;
+  for (int64_t size : {5, 1000, 3, 70, 2})
+    gradients.push_back(at::arange(size, at::kFloat) + static_cast<double>(rank * 10 + size));
+  return gradients;
+}
+
+TEST(GradientReducer, SumsOverRanksWhateverTheBucketsAndTheOrder) {
+  for (int64_t bucket_bytes : {1, 300, 1 << 20}) {
+    AsGang(2, [&](Communicator& ranks) {
+      auto gradients = SomeGradients(ranks.rank());
+      GradientReducer reducer(ranks, gradients, bucket_bytes);
+      for (int step = 0; step < 2; ++step) {
+        const auto start = SomeGradients(ranks.rank());
+        for (size_t i = 0; i < gradients.size(); ++i) gradients[i].copy_(start[i]);
+        // The ranks report in different orders; the collectives match all the same.
+        if (ranks.rank() == 0) {
+          for (size_t index : {3, 4, 0}) reducer.Ready(index);
+        } else {
+          for (size_t index : {4, 2, 1, 3, 0}) reducer.Ready(index);
+        }
+        ControlWord local;
+        local.loss_sum = 1.5 + static_cast<double>(ranks.rank());
+        local.scored_tokens = (int64_t{1} << 40) + ranks.rank();
+        local.stop = ranks.rank() == 1;
+        const ControlWord all = reducer.Finish(local);
+        EXPECT_EQ(all.loss_sum, 4.0);
+        EXPECT_EQ(all.scored_tokens, (int64_t{1} << 41) + 1);
+        EXPECT_TRUE(all.stop);
+        EXPECT_FALSE(all.checkpoint_now);
+        const auto zero = SomeGradients(0), one = SomeGradients(1);
+        for (size_t i = 0; i < gradients.size(); ++i) EXPECT_TRUE(gradients[i].equal(zero[i] + one[i])) << i;
+      }
+    });
+  }
+}
+
+TEST(GradientReducer, ANonFiniteLossOfOneRankReachesAll) {
+  AsGang(3, [&](Communicator& ranks) {
+    ControlWord local;
+    local.loss_sum = ranks.rank() == 2 ? NAN : 1.0;
+    EXPECT_TRUE(std::isnan(ReduceControlWord(ranks, local).loss_sum));
+  });
+}
+
+TEST(GradientReducer, OneRankTakesTheSameCodeWithoutANetwork) {
+  auto ranks = Communicator::OpenStore({});
+  ranks->Join();
+  auto gradients = SomeGradients(0);
+  GradientReducer reducer(*ranks, gradients, 300);
+  reducer.Ready(4);
+  ControlWord local;
+  local.loss_sum = 2;
+  local.scored_tokens = 7;
+  const ControlWord all = reducer.Finish(local);
+  EXPECT_EQ(all.loss_sum, 2);
+  EXPECT_EQ(all.scored_tokens, 7);
+  for (size_t i = 0; i < gradients.size(); ++i) EXPECT_TRUE(gradients[i].equal(SomeGradients(0)[i]));
+}
+
+TEST(Communicator, PublishedWordsReachTheOthersBeforeTheyJoin) {
+  AsGang(2, [&](Communicator& ranks) {
+    if (ranks.rank() == 0) ranks.Publish("resume", "step-00000004.attempt-1");
+    if (ranks.rank() == 1) {
+      EXPECT_EQ(ranks.Get("resume", {}), "step-00000004.attempt-1");
+    }
+  });
+}
+
+TEST(Communicator, ADeadPeerIsAnInfrastructureErrorWithinSeconds) {
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_THROW(AsGang(2,
+                      [&](Communicator& ranks) {
+                        if (ranks.rank() == 1) throw std::runtime_error("this rank dies");
+                        ranks.AllReduce(at::zeros({1000}));
+                      }),
+               InfrastructureError);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(10));
+}
+
+TEST(Communicator, AWrongStoreAddressIsABadSpec) {
+  for (const char* store : {"", "localhost", "localhost:", ":1", "localhost:http", "localhost:99999"}) {
+    CommunicatorOptions options;
+    options.world_size = 2;
+    options.store = store;
+    EXPECT_THROW(Communicator::OpenStore(options), SpecError) << store;
+  }
+}
+
+TEST(Communicator, APortInUseIsAnInfrastructureError) {
+  CommunicatorOptions options;
+  options.world_size = 2;
+  options.store = "127.0.0.1:0";
+  auto first = Communicator::OpenStore(options);
+  options.store = first->store_address();
+  EXPECT_THROW(Communicator::OpenStore(options), InfrastructureError);
+}
+
+}  // namespace
+}  // namespace longspan::trainer

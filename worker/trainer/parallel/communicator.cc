@@ -1,0 +1,166 @@
+#include "worker/trainer/parallel/communicator.h"
+
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+#include <utility>
+#include <vector>
+
+#include "worker/trainer/errors.h"
+
+namespace longspan::trainer {
+namespace {
+
+// Runs a c10d call; whatever it throws means that a peer or the network failed.
+template <typename Call>
+auto OrInfrastructureError(const std::string& what, Call call) {
+  try {
+    return call();
+  } catch (const TrainerError&) {
+    throw;
+  } catch (const std::exception& error) {
+    std::string cause = error.what();
+    // c10 appends a C++ stack trace; the first line says what happened.
+    cause = cause.substr(0, cause.find('\n'));
+    throw InfrastructureError("cannot " + what + ": " + cause);
+  }
+}
+
+class DonePending : public Communicator::Pending {
+ public:
+  void Wait() override {}
+};
+
+class SingleRank : public Communicator {
+ public:
+  int64_t rank() const override { return 0; }
+  int64_t world_size() const override { return 1; }
+  std::string store_address() const override { return ""; }
+  void Publish(const std::string&, const std::string&) override {}
+  std::string Get(const std::string& key, const std::function<void()>&) override {
+    throw std::logic_error("a single rank waits for its own word: " + key);
+  }
+  void Join() override {}
+  void AllReduce(at::Tensor) override {}
+  std::unique_ptr<Pending> StartAllReduce(at::Tensor) override { return std::make_unique<DonePending>(); }
+};
+
+class GlooPending : public Communicator::Pending {
+ public:
+  GlooPending(c10::intrusive_ptr<c10d::Work> work, std::string what) : work_(std::move(work)), what_(std::move(what)) {}
+  void Wait() override {
+    OrInfrastructureError(what_, [&] { work_->wait(); });
+  }
+
+ private:
+  c10::intrusive_ptr<c10d::Work> work_;
+  std::string what_;
+};
+
+struct HostPort {
+  std::string host;
+  uint16_t port = 0;
+};
+
+HostPort ParseStore(const std::string& store) {
+  const size_t colon = store.rfind(':');
+  const std::string port = colon == std::string::npos ? "" : store.substr(colon + 1);
+  const bool digits = !port.empty() && port.size() <= 5 && port.find_first_not_of("0123456789") == std::string::npos;
+  if (colon == 0 || !digits || std::stoi(port) > 65535) {
+    throw SpecError("--store is '" + store + "'; it must be HOST:PORT");
+  }
+  std::string host = store.substr(0, colon);
+  if (host.size() > 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
+  return {host, static_cast<uint16_t>(std::stoi(port))};
+}
+
+class GlooRanks : public Communicator {
+ public:
+  explicit GlooRanks(const CommunicatorOptions& options) : options_(options), address_(ParseStore(options.store)) {
+    c10d::TCPStoreOptions store_options;
+    store_options.port = address_.port;
+    store_options.isServer = options.rank == 0;
+    store_options.numWorkers = static_cast<size_t>(options.world_size);
+    store_options.waitWorkers = false;
+    store_options.timeout = options.connect_timeout;
+    const std::string what = options.rank == 0 ? "open the rank store on " + options.store
+                                               : "reach the rank store of rank 0 at " + options.store;
+    store_ =
+        OrInfrastructureError(what, [&] { return c10::make_intrusive<c10d::TCPStore>(address_.host, store_options); });
+    address_.port = store_->getPort();
+  }
+
+  int64_t rank() const override { return options_.rank; }
+  int64_t world_size() const override { return options_.world_size; }
+  std::string store_address() const override {
+    const std::string& host = options_.advertise_address.empty() ? address_.host : options_.advertise_address;
+    return (host.find(':') == std::string::npos ? host : "[" + host + "]") + ":" + std::to_string(address_.port);
+  }
+
+  void Publish(const std::string& key, const std::string& value) override {
+    OrInfrastructureError("publish '" + key + "'",
+                          [&] { store_->set(key, std::vector<uint8_t>(value.begin(), value.end())); });
+  }
+
+  std::string Get(const std::string& key, const std::function<void()>& keep_waiting) override {
+    const std::string what = "get '" + key + "' from rank 0";
+    // `check` answers at once, so a dead rank 0 shows as a broken connection here, and never as a long silence.
+    while (!OrInfrastructureError(what, [&] { return store_->check({key}); })) {
+      if (keep_waiting) keep_waiting();
+      try {
+        store_->wait({key}, std::chrono::milliseconds(250));
+      } catch (const std::exception&) {
+        // Not there yet; the next check tells a broken connection.
+      }
+    }
+    const std::vector<uint8_t> bytes = OrInfrastructureError(what, [&] { return store_->get(key); });
+    return std::string(bytes.begin(), bytes.end());
+  }
+
+  void Join() override {
+    OrInfrastructureError("join the other ranks", [&] {
+      auto group_options = c10d::ProcessGroupGloo::Options::create(options_.collective_timeout);
+      group_options->threads = 1;  // collectives run in the order they were started
+      group_options->devices.push_back(MakeDevice());
+      group_ = c10::make_intrusive<c10d::ProcessGroupGloo>(store_, static_cast<int>(options_.rank),
+                                                           static_cast<int>(options_.world_size), group_options);
+    });
+  }
+
+  void AllReduce(at::Tensor tensor) override { StartAllReduce(std::move(tensor))->Wait(); }
+
+  std::unique_ptr<Pending> StartAllReduce(at::Tensor tensor) override {
+    const std::string what = "add up over the ranks (another rank died or hangs)";
+    allreduce_bytes_ += static_cast<int64_t>(tensor.nbytes());
+    std::vector<at::Tensor> tensors = {std::move(tensor)};
+    c10d::AllreduceOptions allreduce;
+    allreduce.timeout = options_.collective_timeout;
+    auto work = OrInfrastructureError(what, [&] { return group_->allreduce(tensors, allreduce); });
+    return std::make_unique<GlooPending>(std::move(work), what);
+  }
+
+ private:
+  std::shared_ptr<::gloo::transport::Device> MakeDevice() const {
+    if (!options_.advertise_address.empty()) {
+      return c10d::ProcessGroupGloo::createDeviceForHostname(options_.advertise_address);
+    }
+    // Rank 0 listens where the others found it. They take the loopback only when that is where rank 0 is: the host
+    // name, Gloo's own choice, often resolves to 127.0.0.1 on machines whose peers are elsewhere.
+    const bool here = address_.host == "localhost" || address_.host.rfind("127.", 0) == 0 || address_.host == "::1";
+    if (options_.rank == 0 || here) return c10d::ProcessGroupGloo::createDeviceForHostname(address_.host);
+    return c10d::ProcessGroupGloo::createDefaultDevice();
+  }
+
+  CommunicatorOptions options_;
+  HostPort address_;
+  c10::intrusive_ptr<c10d::TCPStore> store_;
+  c10::intrusive_ptr<c10d::ProcessGroupGloo> group_;
+};
+
+}  // namespace
+
+std::unique_ptr<Communicator> Communicator::OpenStore(const CommunicatorOptions& options) {
+  if (options.world_size == 1) return std::make_unique<SingleRank>();
+  return std::make_unique<GlooRanks>(options);
+}
+
+}  // namespace longspan::trainer

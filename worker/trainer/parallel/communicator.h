@@ -1,0 +1,64 @@
+// How the ranks of a gang find each other and add numbers: a TCP store for the rendezvous, Gloo between CPUs.
+//
+// Every rank makes the same calls in the same order. World size 1 takes the same code without any network. A peer that
+// dies, or that does not answer within the timeout, gives InfrastructureError: nothing is retried, the whole gang
+// restarts. Traffic is neither encrypted nor authenticated. Not thread-safe.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+namespace longspan::trainer {
+
+struct CommunicatorOptions {
+  int64_t rank = 0;
+  int64_t world_size = 1;
+  std::string store;              // "host:port" where rank 0 listens; for rank 0, port 0 takes a free one
+  std::string advertise_address;  // of this machine, as the other ranks reach it; empty: the store's host on rank 0,
+                                  // else found out
+  std::chrono::milliseconds connect_timeout = std::chrono::minutes(5);  // until the store answers and all ranks joined
+  std::chrono::milliseconds collective_timeout = std::chrono::minutes(10);  // one collective, slow peers included
+};
+
+class Communicator {
+ public:
+  // Rank 0 opens the store, the others connect to it. Ranks do not wait for each other here.
+  static std::unique_ptr<Communicator> OpenStore(const CommunicatorOptions& options);
+  virtual ~Communicator() = default;
+
+  virtual int64_t rank() const = 0;
+  virtual int64_t world_size() const = 0;
+  // "host:port" to hand to the other ranks; empty with world size 1.
+  virtual std::string store_address() const = 0;
+
+  // A word from rank 0 to all others, each key once. Get waits as long as it takes: `keep_waiting` is called about four
+  // times a second and may throw; a dead rank 0 gives InfrastructureError.
+  virtual void Publish(const std::string& key, const std::string& value) = 0;
+  virtual std::string Get(const std::string& key, const std::function<void()>& keep_waiting) = 0;
+
+  // All ranks meet; collectives work from here on.
+  virtual void Join() = 0;
+
+  // Sums a contiguous tensor over all ranks, in place; the same bits on every rank and in every run.
+  virtual void AllReduce(at::Tensor tensor) = 0;
+  // The same, in the background. Starts must come in the same order on every rank; the tensor is left alone until Wait.
+  class Pending {
+   public:
+    virtual ~Pending() = default;
+    virtual void Wait() = 0;
+  };
+  virtual std::unique_ptr<Pending> StartAllReduce(at::Tensor tensor) = 0;
+
+  // Bytes this rank has put into all-reduces.
+  int64_t allreduce_bytes() const { return allreduce_bytes_; }
+
+ protected:
+  int64_t allreduce_bytes_ = 0;
+};
+
+}  // namespace longspan::trainer
