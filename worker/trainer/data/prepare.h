@@ -1,11 +1,9 @@
 // The prepare phase: turns text into tokens once, before any process group exists.
 //
-//   sources (.txt, .jsonl, each also .gz; folders of them)          <datasets_root>/<key>/tokens.bin     uint16 or
-//   uint32
-//       + tokenizer.json + options                          ──►                           documents.bin  uint64 offsets
-//                                                                                         dataset.json   counts, hashes
-//                                                                    <work>/dataset.json                 which of them,
-//                                                                    and the split
+//   sources (.txt, .jsonl, each also .gz; folders of them)      <datasets_root>/<key>/tokens.bin     uint16 or uint32
+//       + tokenizer.json + options                          ──►                     documents.bin  uint64 offsets
+//                                                                                   dataset.json   counts, hashes
+//                                                              <work>/dataset.json  which of them, and the split
 //
 // The key is a hash of the content of the sources, the tokenizer and the options that decide ids, so equal jobs share
 // the folder, whatever their context length or held-out fraction. It is published by rename: it exists whole or not at
