@@ -116,9 +116,10 @@ def test_adapter_merged_and_trainer_give_equal_logits(name, exported, ids, tmp_p
     merged = logits_of(fp32(AutoModelForCausalLM.from_pretrained(job.work / "merged")), ids)
     adapted = logits_of(fp32(load_as_documented(job.work / "adapter", monkeypatch)), ids)
     probed = probed_logits(job, ids, tmp_path)
-    assert compare.relative_error(probed, adapted) < 1e-4
-    # A merged tensor is rounded to the base's dtype once; nothing else separates the two.
-    assert compare.relative_error(merged, adapted) < (1e-4 if job.tiny.dtype == "float32" else 5e-2)
+    # Over a base stored in bf16, PEFT rounds what it loads and a merged tensor is rounded once; the trainer ran in fp32.
+    tolerance = 1e-4 if job.tiny.dtype == "float32" else 5e-2
+    assert compare.relative_error(probed, adapted) < tolerance
+    assert compare.relative_error(merged, adapted) < tolerance
     base = logits_of(fp32(AutoModelForCausalLM.from_pretrained(job.job.model)), ids)
     assert compare.relative_error(adapted, base) > 1e-2, "training changed nothing"
 
@@ -145,7 +146,7 @@ def test_checkpoints_load_in_peft(name, exported, ids, monkeypatch):
         seen.append(logits_of(fp32(PeftModel.from_pretrained(base, kept[step])), ids))
     assert not torch.equal(seen[0], seen[1])
     final = logits_of(fp32(load_as_documented(job.work / "adapter", monkeypatch)), ids)
-    assert compare.relative_error(seen[1], final) < 1e-5
+    assert compare.relative_error(seen[1], final) < (1e-5 if job.tiny.dtype == "float32" else 5e-2)
 
 
 def expected_changes(job):
