@@ -91,7 +91,7 @@ void Core::State::StartAttempt(JobEntry& entry, const std::vector<scheduler::Pla
   entry.watch = {};
   job.phase = attempt.phase;
   const Attempt& stored = entry.attempts.emplace(attempt.number, std::move(attempt)).first->second;
-  Touch(stored);
+  started_attempts_.emplace(job.id, stored.number);
   DesiredChanged(stored);
   MoveTo(entry, JobState::kStarting, "ATTEMPT_STARTED",
          fmt::format("attempt {} ({}): {} rank{} on {}{}", stored.number, stored.command, stored.ranks.size(),

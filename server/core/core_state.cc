@@ -103,7 +103,11 @@ Effects Core::State::TakeEffects() {
   for (const auto& [job_id, before] : touched_jobs_) {
     transaction.jobs.push_back({jobs_.at(job_id).job, before.version, before.state});
   }
+  for (const auto& key : started_attempts_) touched_attempts_.erase(key);
   for (const auto& [job_id, number] : touched_attempts_) {
+    transaction.attempts.push_back(jobs_.at(job_id).attempts.at(number));
+  }
+  for (const auto& [job_id, number] : started_attempts_) {
     transaction.attempts.push_back(jobs_.at(job_id).attempts.at(number));
   }
   for (const WorkerId& worker_id : touched_workers_) transaction.workers.push_back(workers_.at(worker_id).worker);
@@ -112,6 +116,7 @@ Effects Core::State::TakeEffects() {
   effects_.tick_soon = pass_due_;
   touched_jobs_.clear();
   touched_attempts_.clear();
+  started_attempts_.clear();
   touched_workers_.clear();
   changed_workers_.clear();
   changed_jobs_.clear();

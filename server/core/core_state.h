@@ -167,6 +167,7 @@ class Core::State {
   Effects effects_;
   std::map<JobId, Before> touched_jobs_;
   std::set<std::pair<JobId, int64_t>> touched_attempts_;
+  std::set<std::pair<JobId, int64_t>> started_attempts_;  // written last: what they take was freed by others
   std::set<WorkerId> touched_workers_;
   std::set<WorkerId> changed_workers_;
   std::set<JobId> changed_jobs_;

@@ -1,0 +1,28 @@
+// Rows of the tables to and from the core's structs. Each Read expects the columns in the order of its select list.
+#pragma once
+
+#include <string>
+
+#include "server/core/events.h"
+#include "server/store/sqlite.h"
+
+namespace longspan::store {
+
+absl::Status WriteJob(Database& database, const core::JobWrite& write);
+absl::Status WriteWorker(Database& database, const core::Worker& worker);
+absl::Status WriteAttempt(Database& database, const core::Attempt& attempt);
+absl::Status WriteEvent(Database& database, const JobId& job_id, const core::JobEvent& event);
+absl::Status WriteSample(Database& database, const JobId& job_id, const core::Sample& sample);
+absl::Status WriteCheckpoint(Database& database, const JobId& job_id, const core::Checkpoint& checkpoint);
+absl::Status WriteEvaluation(Database& database, const JobId& job_id, const core::Evaluation& evaluation);
+absl::Status WriteArtifact(Database& database, const JobId& job_id, const core::Artifact& artifact);
+
+// Everything, in the order that core::StoredState asks for.
+absl::Status LoadAll(Database& database, core::StoredState& state);
+
+absl::StatusOr<std::vector<core::JobEvent>> ReadEvents(Database& database, const JobId& job_id, int64_t after,
+                                                       int64_t limit);
+absl::StatusOr<std::vector<core::Sample>> ReadSamples(Database& database, const JobId& job_id, int64_t after,
+                                                      int64_t limit);
+
+}  // namespace longspan::store
