@@ -47,13 +47,19 @@ class Reader {
  public:
   Reader(const LineOf& line_of, Purpose purpose) : line_of_(line_of), purpose_(purpose) {}
 
-  Parsed Read(const json& document) {
+  // Keys and types; false when there are no keys at all.
+  bool ReadKeys(const json& document) {
     if (!document.is_object()) {
       Add("", fmt::format("is {}; a job file is a map of keys", Shown(document)));
-      return {std::nullopt, std::move(mistakes_)};
+      return false;
     }
     ReadSection(document, "");
     SortByLine();
+    return true;
+  }
+
+  Parsed Read(const json& document) {
+    if (!ReadKeys(document)) return {std::nullopt, std::move(mistakes_)};
     for (Mistake& mistake : Validate(spec_, purpose_)) {
       // A key that could not be read still has its default, about which nothing is to be said.
       if (!unread_.contains(mistake.path)) Add(mistake.path, mistake.message);
@@ -61,6 +67,9 @@ class Reader {
     if (!mistakes_.empty()) return {std::nullopt, std::move(mistakes_)};
     return {std::move(spec_), {}};
   }
+
+  JobSpec&& TakeSpec() { return std::move(spec_); }
+  std::vector<Mistake>&& TakeMistakes() { return std::move(mistakes_); }
 
  private:
   void ReadSection(const json& section, const std::string& prefix) {
@@ -192,6 +201,13 @@ Parsed ParseText(std::string_view json_text, Purpose purpose) {
 
 Parsed ParseDocument(const json& document, const LineOf& line_of, Purpose purpose) {
   return Reader(line_of, purpose).Read(document);
+}
+
+std::vector<Mistake> ReadDocument(const json& document, const LineOf& line_of, JobSpec* spec, Purpose purpose) {
+  Reader reader(line_of, purpose);
+  reader.ReadKeys(document);
+  *spec = reader.TakeSpec();
+  return reader.TakeMistakes();
 }
 
 std::vector<Mistake> Validate(const JobSpec& spec, Purpose purpose) {

@@ -1,5 +1,5 @@
-// Reads, checks and writes job files. Strict: an unknown key, a wrong type or a value out of range is a mistake with its
-// path, its line where the text has lines, and what would be right; all mistakes come back in one answer.
+// Reads, checks and writes job files. Strict: an unknown key, a wrong type or a value out of range is a mistake with
+// its path, its line where the text has lines, and what would be right; all mistakes come back in one answer.
 //
 // Pure and thread-safe. YAML is turned into JSON by the client (yaml-cpp), which passes the lines it saw as LineOf.
 #pragma once
@@ -41,18 +41,23 @@ Parsed ParseText(std::string_view json_text, Purpose purpose = Purpose::kTrain);
 // An already parsed document, with the lines of its keys.
 Parsed ParseDocument(const nlohmann::json& document, const LineOf& line_of, Purpose purpose = Purpose::kTrain);
 
+// Keys and types only: fills `spec` and returns what could not be read. For documents whose rules are checked apart.
+std::vector<Mistake> ReadDocument(const nlohmann::json& document, const LineOf& line_of, JobSpec* spec,
+                                  Purpose purpose = Purpose::kTrain);
+
 // Every rule that needs more than one field or a range; ParseText and ParseDocument have applied it already.
 std::vector<Mistake> Validate(const JobSpec& spec, Purpose purpose = Purpose::kTrain);
 
-// Keys whose values are part of the definition but that no trainer can do yet: the server refuses them at submit, the trainer at
-// start, both with these words. Empty for a spec that can run.
+// Keys whose values are part of the definition but that no trainer can do yet: the server refuses them at submit, the
+// trainer at start, both with these words. Empty for a spec that can run.
 std::vector<Mistake> NotYetSupported(const JobSpec& spec);
 
-// The canonical document: every key whose value is known, defaults written out, absent optionals left out. Parsing it gives an
-// equal spec. Equal specs give equal text through dump().
+// The canonical document: every key whose value is known, defaults written out, absent optionals left out. Parsing it
+// gives an equal spec. Equal specs give equal text through dump().
 nlohmann::json ToDocument(const JobSpec& spec);
 
-// One key of the job file, for documentation, for `unknown key` suggestions and for the test against reference.yaml and JobSpec.
+// One key of the job file, for documentation, for `unknown key` suggestions and for the test against reference.yaml and
+// JobSpec.
 struct FieldInfo {
   std::string path;           // "training.steps"
   std::string type;           // "integer", "number", "string", "boolean", "list of strings", "list of integers", "map",
@@ -64,11 +69,12 @@ struct FieldInfo {
 };
 const std::vector<FieldInfo>& Fields();
 
-// deploy/examples/reference.yaml: every key with its type, unit, range, default and meaning; itself a valid job file that says
-// what a file with only the required keys says.
+// deploy/examples/reference.yaml: every key with its type, unit, range, default and meaning; itself a valid job file
+// that says what a file with only the required keys says.
 std::string ReferenceYaml();
 
-// "90s", "45m", "2h30m", "1d": a positive whole number per unit, units d h m s in falling order. Empty on a syntax error.
+// "90s", "45m", "2h30m", "1d": a positive whole number per unit, units d h m s in falling order. Empty on a syntax
+// error.
 std::optional<int64_t> ParseDurationSeconds(std::string_view text);
 std::string FormatDurationSeconds(int64_t seconds);
 
