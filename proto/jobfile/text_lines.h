@@ -1,4 +1,4 @@
-// Where the keys of a JSON text stand. Private to this folder.
+// Where the keys of a JSON text stand, for messages about a job file.
 #pragma once
 
 #include <map>

@@ -17,7 +17,7 @@ struct ChannelOptions {
   bool tls = false;                   // with the system's certificates when ca_file is empty; ca_file implies it
   std::string ca_file = {};           // PEM; the authority that signed the server's certificate
   std::string certificate_file = {};  // PEM; this side's own, for mutual TLS; with key_file
-  std::string key_file;
+  std::string key_file = {};
   bool insecure = false;  // plain text to another machine is otherwise refused
 };
 

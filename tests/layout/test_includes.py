@@ -39,7 +39,7 @@ ARROWS = {
     "worker/trainer": (["proto/jobfile", "proto/trainer_lines", r"proto/support/check\.h", "worker/planner", "worker/storage",
                         "worker/trainer", "kernels"], [TORCH, FORMATS, LOG, TEXT, OPENSSL, CLI, r"gloo/", CUDA]),
     "kernels": ([], [CUDA]),
-    "client": (["proto"], [GRPC, ABSL, FORMATS, LOG, CLI]),
+    "client": (["proto", "worker/storage"], [GRPC, ABSL, FORMATS, LOG, CLI]),
     "server/main.cc": (["proto", "server"], [GRPC, ABSL, FORMATS, LOG, CLI]),
 }
 

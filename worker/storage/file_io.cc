@@ -13,6 +13,8 @@
 #include <random>
 #include <system_error>
 
+#include "worker/storage/sha256.h"
+
 namespace longspan::storage {
 namespace {
 
@@ -74,26 +76,6 @@ void SyncTree(const std::filesystem::path& folder) {
   if (error) ThrowErrno("list", folder.native(), error.value());
   SyncDirectory(folder);
 }
-
-class Sha256 {
- public:
-  Sha256() : context_(EVP_MD_CTX_new()) { EVP_DigestInit_ex(context_, EVP_sha256(), nullptr); }
-  ~Sha256() { EVP_MD_CTX_free(context_); }
-  Sha256(const Sha256&) = delete;
-  Sha256& operator=(const Sha256&) = delete;
-  void Add(std::string_view bytes) { EVP_DigestUpdate(context_, bytes.data(), bytes.size()); }
-  std::string Hex() {
-    unsigned char digest[EVP_MAX_MD_SIZE];
-    unsigned int length = 0;
-    EVP_DigestFinal_ex(context_, digest, &length);
-    std::string hex;
-    for (unsigned int i = 0; i < length; ++i) hex += fmt::format("{:02x}", digest[i]);
-    return hex;
-  }
-
- private:
-  EVP_MD_CTX* context_;
-};
 
 }  // namespace
 
@@ -163,6 +145,18 @@ bool PublishFolder(const std::filesystem::path& temporary, const std::filesystem
   }
   SyncDirectory(target.has_parent_path() ? target.parent_path() : ".");
   return true;
+}
+
+Sha256::Sha256() : context_(EVP_MD_CTX_new()) { EVP_DigestInit_ex(context_, EVP_sha256(), nullptr); }
+Sha256::~Sha256() { EVP_MD_CTX_free(context_); }
+void Sha256::Add(std::string_view bytes) { EVP_DigestUpdate(context_, bytes.data(), bytes.size()); }
+std::string Sha256::Hex() {
+  unsigned char digest[EVP_MAX_MD_SIZE];
+  unsigned int length = 0;
+  EVP_DigestFinal_ex(context_, digest, &length);
+  std::string hex;
+  for (unsigned int i = 0; i < length; ++i) hex += fmt::format("{:02x}", digest[i]);
+  return hex;
 }
 
 std::string Sha256Hex(std::string_view bytes) {
