@@ -1,0 +1,171 @@
+#include "server/rpc/fleet_service.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "server/rpc/log_upload.h"
+#include "server/rpc/messages.h"
+
+namespace longspan::rpc {
+namespace {
+
+// Something that the worker resends until it is acknowledged. Evaluations and artifacts are whole lists, resent with
+// every report of their attempt, and acknowledged by count, so they are no news by themselves: the daemon may wait for
+// the hold to end.
+bool BringsNews(const v1::SynchronizeRequest& request) {
+  return std::any_of(request.ranks().begin(), request.ranks().end(), [](const v1::RankReport& rank) {
+    return rank.samples_size() > 0 || rank.checkpoints_size() > 0 || rank.has_exit();
+  });
+}
+
+bool HasFenced(const core::ReportReply& reply) {
+  return std::any_of(reply.acknowledged.begin(), reply.acknowledged.end(),
+                     [](const core::RankAcknowledgement& acknowledgement) { return acknowledgement.fenced; });
+}
+
+void SetDuration(std::chrono::nanoseconds duration, google::protobuf::Duration* message) {
+  message->set_seconds(duration.count() / 1'000'000'000);
+  message->set_nanos(static_cast<int32_t>(duration.count() % 1'000'000'000));
+}
+
+}  // namespace
+
+FleetServiceImpl::FleetServiceImpl(const ServerParts& parts, FleetServiceOptions options)
+    : parts_(parts), options_(std::move(options)) {}
+
+grpc::ServerUnaryReactor* FleetServiceImpl::Synchronize(grpc::CallbackServerContext* context,
+                                                        const v1::SynchronizeRequest* request,
+                                                        v1::SynchronizeResponse* response) {
+  const std::shared_ptr<Call> call = Call::Start(response, options_.answer_timeout);
+  if (const grpc::Status status = options_.token.Check(*context); !status.ok()) {
+    call->Fail(status);
+    return call.get();
+  }
+  absl::StatusOr<core::WorkerReport> report = FromMessage(*request);
+  if (!report.ok()) {
+    call->Fail(Error(report.status()));
+    return call.get();
+  }
+  EndHeld(report->worker_id, 0);
+  core::WorkerReport acted_on;  // what is needed of the report afterwards
+  acted_on.worker_id = report->worker_id;
+  acted_on.desired_fingerprint = report->desired_fingerprint;
+  const bool brings_news = BringsNews(*request);
+  parts_.coordinator->Send(*std::move(report), [this, call, acted_on, brings_news](absl::StatusOr<core::Reply> reply,
+                                                                                   const core::Core* core) {
+    if (!reply.ok()) return (void)call->Fail(Error(reply.status()));
+    const auto& report_reply = std::get<core::ReportReply>(*reply);
+    if (!report_reply.status.ok()) return (void)call->Fail(Error(report_reply.status));
+    Reported(call, acted_on, brings_news, report_reply, *core);
+  });
+  return call.get();
+}
+
+void FleetServiceImpl::Reported(const std::shared_ptr<Call>& call, const core::WorkerReport& report, bool brings_news,
+                                const core::ReportReply& reply, const core::Core& core) {
+  v1::SynchronizeResponse answer;
+  for (const core::RankAcknowledgement& acknowledgement : reply.acknowledged) {
+    *answer.add_acknowledged() = ToMessage(acknowledgement);
+  }
+  SetDuration(absl::ToChronoNanoseconds(parts_.coordinator->options().core.lease), answer.mutable_lease());
+  const core::DesiredRanks desired = core.Desired(report.worker_id);
+  const bool fenced = HasFenced(reply);
+  if (fenced) SetDuration(options_.call_again_fenced, answer.mutable_call_again());
+  if (!brings_news && !fenced && desired.fingerprint == report.desired_fingerprint) {
+    return Hold(call, report, std::move(answer));
+  }
+  AnswerWithDesired(call, std::move(answer), desired);
+}
+
+void FleetServiceImpl::AnswerWithDesired(const std::shared_ptr<Call>& call, v1::SynchronizeResponse answer,
+                                         const core::DesiredRanks& desired) {
+  for (const core::DesiredRank& rank : desired.ranks) *answer.add_desired_ranks() = ToMessage(rank);
+  answer.set_desired_fingerprint(desired.fingerprint);
+  call->Answer([&](v1::SynchronizeResponse* response) {
+    *response = std::move(answer);
+    return grpc::Status::OK;
+  });
+}
+
+void FleetServiceImpl::Hold(const std::shared_ptr<Call>& call, const core::WorkerReport& report,
+                            v1::SynchronizeResponse answer) {
+  const WorkerId& worker_id = report.worker_id;
+  EndHeld(worker_id, 0);  // calls that arrived together: the later report wins
+  uint64_t number = 0;
+  bool closed = false;
+  {
+    const MutexLock lock(mutex_);
+    closed = closed_;
+    number = ++last_number_;
+    Held held;
+    held.call = call;
+    held.number = number;
+    held.fingerprint = report.desired_fingerprint;
+    held.answer = std::move(answer);
+    held_[worker_id] = std::move(held);
+  }
+  if (closed) return EndHeld(worker_id, number);
+  // A change between the look at the core and here cannot be: both run on the coordinator's thread, as do the wake-ups.
+  WakeUps::Subscription changes = parts_.coordinator->wake_ups().Add(
+      Coordinator::WorkerName(worker_id), [this, worker_id, number] { EndHeldIfChanged(worker_id, number); });
+  {
+    const MutexLock lock(mutex_);
+    const auto found = held_.find(worker_id);
+    if (found != held_.end() && found->second.number == number) found->second.changes = std::move(changes);
+  }
+  parts_.coordinator->RunAt(Coordinator::Clock::now() + options_.hold,
+                            [this, worker_id, number] { EndHeld(worker_id, number); });
+}
+
+void FleetServiceImpl::EndHeldIfChanged(const WorkerId& worker_id, uint64_t number) {
+  parts_.coordinator->Query([this, worker_id, number](absl::StatusOr<const core::Core*> core) {
+    if (core.ok()) {
+      const std::string fingerprint = (*core)->Desired(worker_id).fingerprint;
+      const MutexLock lock(mutex_);
+      const auto found = held_.find(worker_id);
+      if (found == held_.end() || found->second.number != number) return;
+      if (fingerprint == found->second.fingerprint) return;
+    }
+    EndHeld(worker_id, number);
+  });
+}
+
+void FleetServiceImpl::EndHeld(const WorkerId& worker_id, uint64_t number) {
+  Held held;
+  {
+    const MutexLock lock(mutex_);
+    const auto found = held_.find(worker_id);
+    if (found == held_.end() || (number != 0 && found->second.number != number)) return;
+    held = std::move(found->second);
+    held_.erase(found);
+  }
+  parts_.coordinator->Query(
+      [this, worker_id, call = held.call, answer = held.answer](absl::StatusOr<const core::Core*> core) {
+        if (!core.ok()) return (void)call->Fail(Error(core.status()));
+        AnswerWithDesired(call, answer, (*core)->Desired(worker_id));
+      });
+}
+
+grpc::ServerReadReactor<v1::UploadLogsRequest>* FleetServiceImpl::UploadLogs(grpc::CallbackServerContext* context,
+                                                                             v1::UploadLogsResponse* response) {
+  return StartLogUpload(parts_, options_.token.Check(*context), response);
+}
+
+void FleetServiceImpl::Close() {
+  std::vector<WorkerId> workers;
+  {
+    const MutexLock lock(mutex_);
+    closed_ = true;
+    for (const auto& [worker_id, held] : held_) workers.push_back(worker_id);
+  }
+  for (const WorkerId& worker_id : workers) EndHeld(worker_id, 0);
+}
+
+size_t FleetServiceImpl::held_calls() {
+  const MutexLock lock(mutex_);
+  return held_.size();
+}
+
+}  // namespace longspan::rpc

@@ -1,0 +1,24 @@
+// From a SubmitJob request to what the core takes. Pure but for the file system look-ups of CheckJobPaths; thread-safe.
+#pragma once
+
+#include <grpcpp/support/status.h>
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "longspan/v1/training_service.pb.h"
+#include "server/core/types.h"
+
+namespace longspan::rpc {
+
+struct CheckedSubmit {
+  grpc::Status status;  // INVALID_ARGUMENT with every mistake at once
+  core::Job job;        // without id, folder and submit time
+};
+CheckedSubmit CheckSubmit(const v1::SubmitJobRequest& request, const std::vector<std::filesystem::path>& roots);
+
+// "job-" and 16 random letters and digits, about 80 bits.
+std::string NewJobId();
+
+}  // namespace longspan::rpc

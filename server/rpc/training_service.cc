@@ -1,0 +1,375 @@
+#include "server/rpc/training_service.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <functional>
+#include <utility>
+
+#include "server/rpc/download_stream.h"
+#include "server/rpc/job_folder.h"
+#include "server/rpc/job_list_page.h"
+#include "server/rpc/log_stream.h"
+#include "server/rpc/messages.h"
+#include "server/rpc/submit.h"
+#include "server/rpc/watch_stream.h"
+
+namespace longspan::rpc {
+namespace {
+
+// A stream that is refused before it begins.
+template <class Response>
+class RefusedWriter final : public grpc::ServerWriteReactor<Response> {
+ public:
+  explicit RefusedWriter(const grpc::Status& status) { this->Finish(status); }
+  void OnDone() override { delete this; }
+};
+template <class Request>
+class RefusedReader final : public grpc::ServerReadReactor<Request> {
+ public:
+  explicit RefusedReader(const grpc::Status& status) { this->Finish(status); }
+  void OnDone() override { delete this; }
+};
+
+grpc::Status NotYetStatus(const char* method) {
+  return Error(grpc::StatusCode::UNIMPLEMENTED, "NOT_YET",
+               fmt::format("{} is declared, but this version of the server does not have it yet", method));
+}
+
+}  // namespace
+
+TrainingServiceImpl::TrainingServiceImpl(const ServerParts& parts, TrainingServiceOptions options)
+    : parts_(parts), options_(std::move(options)) {}
+
+template <class Response>
+std::shared_ptr<UnaryCall<Response>> TrainingServiceImpl::StartCall(Context* context, Response* response) {
+  auto call = UnaryCall<Response>::Start(response, options_.answer_timeout);
+  if (const grpc::Status status = options_.token.Check(*context); !status.ok()) call->Fail(status);
+  return call;
+}
+
+template <class Response>
+void TrainingServiceImpl::InBackground(const std::shared_ptr<UnaryCall<Response>>& call, std::function<void()> work) {
+  if (parts_.background->Run(std::move(work))) return;
+  call->Fail(
+      Error(grpc::StatusCode::RESOURCE_EXHAUSTED, "SERVER_OVERLOADED", "the server is overloaded, try again later"));
+}
+
+template <class Response>
+void TrainingServiceImpl::WithJob(const std::shared_ptr<UnaryCall<Response>>& call, const std::string& job_id,
+                                  std::function<void(const core::JobView&)> answer) {
+  if (call->ended()) return;
+  parts_.coordinator->Query([this, call, job_id, answer = std::move(answer)](absl::StatusOr<const core::Core*> core) {
+    if (!core.ok()) return (void)call->Fail(Error(core.status()));
+    const absl::StatusOr<JobId> resolved = (*core)->ResolveJob(job_id);
+    if (!resolved.ok()) return (void)call->Fail(Error(resolved.status()));
+    absl::StatusOr<core::JobView> view = (*core)->ViewJob(*resolved);
+    if (!view.ok()) return (void)call->Fail(Error(view.status()));
+    InBackground(call, [answer, view = *std::move(view)] { answer(view); });
+  });
+}
+
+grpc::ServerUnaryReactor* TrainingServiceImpl::SubmitJob(Context* context, const v1::SubmitJobRequest* request,
+                                                         v1::SubmitJobResponse* response) {
+  const auto call = StartCall(context, response);
+  if (call->ended()) return call.get();
+  CheckedSubmit checked = CheckSubmit(*request, options_.roots);
+  if (!checked.status.ok()) {
+    call->Fail(checked.status);
+    return call.get();
+  }
+  core::Job& job = checked.job;
+  if (request->validate_only()) {
+    core::JobView view;
+    view.job = job;
+    call->Answer([&](v1::SubmitJobResponse* answer) {
+      *answer->mutable_job()->mutable_spec() = ToMessage(view).spec();
+      return grpc::Status::OK;
+    });
+    return call.get();
+  }
+  job.id = JobId(NewJobId());
+  job.folder = (parts_.storage / "jobs" / job.id.value()).string();
+  job.submit_time = parts_.coordinator->Now();
+  parts_.coordinator->Send(core::JobSubmitted{std::move(job)},
+                           [this, call](absl::StatusOr<core::Reply> reply, const core::Core* core) {
+                             if (!reply.ok()) return (void)call->Fail(Error(reply.status()));
+                             const auto& submit = std::get<core::SubmitReply>(*reply);
+                             if (!submit.status.ok()) return (void)call->Fail(Error(submit.status));
+                             absl::StatusOr<core::JobView> view = core->ViewJob(submit.job_id);
+                             if (!view.ok()) return (void)call->Fail(Error(view.status()));
+                             InBackground(call, [call, already = submit.already_submitted, view = *std::move(view)] {
+                               call->Answer([&](v1::SubmitJobResponse* answer) {
+                                 *answer->mutable_job() = ToMessage(view);
+                                 answer->set_already_submitted(already);
+                                 return grpc::Status::OK;
+                               });
+                             });
+                           });
+  return call.get();
+}
+
+grpc::ServerUnaryReactor* TrainingServiceImpl::GetJob(Context* context, const v1::GetJobRequest* request,
+                                                      v1::GetJobResponse* response) {
+  const auto call = StartCall(context, response);
+  WithJob<v1::GetJobResponse>(call, request->job_id(), [call](const core::JobView& view) {
+    call->Answer([&](v1::GetJobResponse* answer) {
+      *answer->mutable_job() = ToMessage(view);
+      return grpc::Status::OK;
+    });
+  });
+  return call.get();
+}
+
+grpc::ServerUnaryReactor* TrainingServiceImpl::ListJobs(Context* context, const v1::ListJobsRequest* request,
+                                                        v1::ListJobsResponse* response) {
+  const auto call = StartCall(context, response);
+  if (call->ended()) return call.get();
+  const absl::StatusOr<JobListPage> parsed = JobListPage::Of(*request);
+  if (!parsed.ok()) {
+    call->Fail(Error(parsed.status()));
+    return call.get();
+  }
+  parts_.coordinator->Query([this, call, page = *parsed](absl::StatusOr<const core::Core*> core) {
+    if (!core.ok()) return (void)call->Fail(Error(core.status()));
+    if (!page.before.empty() && !(*core)->ViewJob(page.before).ok()) {
+      return (void)call->Fail(InvalidFields("the page cannot be found:",
+                                            {{"page_token", "is not one of this server; start again without one"}}));
+    }
+    std::vector<core::JobView> views =
+        (*core)->ListJobs(page.before, page.size + 1, [&](const core::Job& job) { return page.Matches(job); });
+    InBackground(call, [call, page, views = std::move(views)]() mutable {
+      const bool more = views.size() > page.size;
+      if (more) views.resize(page.size);
+      call->Answer([&](v1::ListJobsResponse* answer) {
+        for (const core::JobView& view : views) *answer->add_jobs() = ToMessage(view);
+        if (more) answer->set_next_page_token(page.TokenAfter(views.back().job.id));
+        return grpc::Status::OK;
+      });
+    });
+  });
+  return call.get();
+}
+
+template <class Response>
+grpc::ServerUnaryReactor* TrainingServiceImpl::Command(Context* context, const std::string& job_id, Response* response,
+                                                       std::function<core::Event(const JobId&)> make) {
+  const auto call = StartCall(context, response);
+  if (call->ended()) return call.get();
+  parts_.coordinator->Query([this, call, job_id, make = std::move(make)](absl::StatusOr<const core::Core*> core) {
+    if (!core.ok()) return (void)call->Fail(Error(core.status()));
+    const absl::StatusOr<JobId> resolved = (*core)->ResolveJob(job_id);
+    if (!resolved.ok()) return (void)call->Fail(Error(resolved.status()));
+    parts_.coordinator->Send(make(*resolved),
+                             [this, call, id = *resolved](absl::StatusOr<core::Reply> reply, const core::Core* core) {
+                               if (!reply.ok()) return (void)call->Fail(Error(reply.status()));
+                               const absl::Status& status = std::get<core::CommandReply>(*reply).status;
+                               if (!status.ok()) return (void)call->Fail(Error(status));
+                               absl::StatusOr<core::JobView> view = core->ViewJob(id);
+                               if (!view.ok()) return (void)call->Fail(Error(view.status()));
+                               InBackground(call, [call, view = *std::move(view)] {
+                                 call->Answer([&](Response* answer) {
+                                   *answer->mutable_job() = ToMessage(view);
+                                   return grpc::Status::OK;
+                                 });
+                               });
+                             });
+  });
+  return call.get();
+}
+
+grpc::ServerUnaryReactor* TrainingServiceImpl::CancelJob(Context* context, const v1::CancelJobRequest* request,
+                                                         v1::CancelJobResponse* response) {
+  return Command(context, request->job_id(), response,
+                 [](const JobId& id) -> core::Event { return core::CancelRequested{id}; });
+}
+grpc::ServerUnaryReactor* TrainingServiceImpl::PauseJob(Context* context, const v1::PauseJobRequest* request,
+                                                        v1::PauseJobResponse* response) {
+  return Command(context, request->job_id(), response,
+                 [](const JobId& id) -> core::Event { return core::PauseRequested{id}; });
+}
+grpc::ServerUnaryReactor* TrainingServiceImpl::ResumeJob(Context* context, const v1::ResumeJobRequest* request,
+                                                         v1::ResumeJobResponse* response) {
+  return Command(context, request->job_id(), response,
+                 [](const JobId& id) -> core::Event { return core::ResumeRequested{id}; });
+}
+
+grpc::ServerUnaryReactor* TrainingServiceImpl::ListCheckpoints(Context* context,
+                                                               const v1::ListCheckpointsRequest* request,
+                                                               v1::ListCheckpointsResponse* response) {
+  const auto call = StartCall(context, response);
+  if (call->ended()) return call.get();
+  parts_.coordinator->Query([call, job_id = request->job_id()](absl::StatusOr<const core::Core*> core) {
+    if (!core.ok()) return (void)call->Fail(Error(core.status()));
+    const absl::StatusOr<JobId> resolved = (*core)->ResolveJob(job_id);
+    if (!resolved.ok()) return (void)call->Fail(Error(resolved.status()));
+    const auto checkpoints = (*core)->ListCheckpoints(*resolved);
+    if (!checkpoints.ok()) return (void)call->Fail(Error(checkpoints.status()));
+    call->Answer([&](v1::ListCheckpointsResponse* answer) {
+      for (const core::Checkpoint& checkpoint : *checkpoints) *answer->add_checkpoints() = ToMessage(checkpoint);
+      return grpc::Status::OK;
+    });
+  });
+  return call.get();
+}
+
+grpc::ServerUnaryReactor* TrainingServiceImpl::ListWorkers(Context* context, const v1::ListWorkersRequest*,
+                                                           v1::ListWorkersResponse* response) {
+  const auto call = StartCall(context, response);
+  if (call->ended()) return call.get();
+  parts_.coordinator->Query([call](absl::StatusOr<const core::Core*> core) {
+    if (!core.ok()) return (void)call->Fail(Error(core.status()));
+    call->Answer([&](v1::ListWorkersResponse* answer) {
+      for (const core::WorkerView& view : (*core)->ListWorkers()) *answer->add_workers() = ToMessage(view);
+      return grpc::Status::OK;
+    });
+  });
+  return call.get();
+}
+
+template <class Response>
+grpc::ServerUnaryReactor* TrainingServiceImpl::WorkerCommand(Context* context, const WorkerId& worker_id,
+                                                             Response* response, core::Event event) {
+  const auto call = StartCall(context, response);
+  if (call->ended()) return call.get();
+  parts_.coordinator->Send(
+      std::move(event), [call, worker_id](absl::StatusOr<core::Reply> reply, const core::Core* core) {
+        if (!reply.ok()) return (void)call->Fail(Error(reply.status()));
+        const absl::Status& status = std::get<core::CommandReply>(*reply).status;
+        if (!status.ok()) return (void)call->Fail(Error(status));
+        const std::optional<core::WorkerView> view = core->ViewWorker(worker_id);
+        if (!view)
+          return (void)call->Fail(
+              Error(grpc::StatusCode::NOT_FOUND, "WORKER_NOT_FOUND", fmt::format("there is no worker {}", worker_id)));
+        call->Answer([&](Response* answer) {
+          *answer->mutable_worker() = ToMessage(*view);
+          return grpc::Status::OK;
+        });
+      });
+  return call.get();
+}
+
+grpc::ServerUnaryReactor* TrainingServiceImpl::DrainWorker(Context* context, const v1::DrainWorkerRequest* request,
+                                                           v1::DrainWorkerResponse* response) {
+  const WorkerId worker_id(request->worker_id());
+  return WorkerCommand(context, worker_id, response, core::DrainRequested{worker_id});
+}
+grpc::ServerUnaryReactor* TrainingServiceImpl::UndrainWorker(Context* context, const v1::UndrainWorkerRequest* request,
+                                                             v1::UndrainWorkerResponse* response) {
+  const WorkerId worker_id(request->worker_id());
+  return WorkerCommand(context, worker_id, response, core::UndrainRequested{worker_id});
+}
+
+grpc::ServerUnaryReactor* TrainingServiceImpl::ListFiles(Context* context, const v1::ListFilesRequest* request,
+                                                         v1::ListFilesResponse* response) {
+  const auto call = StartCall(context, response);
+  WithJob<v1::ListFilesResponse>(
+      call, request->job_id(),
+      [call, folder = request->folder(), recursive = request->recursive()](const core::JobView& view) {
+        const auto entries = ListFolder(view.job.folder, folder, recursive);
+        if (!entries.ok()) return (void)call->Fail(Error(entries.status()));
+        call->Answer([&](v1::ListFilesResponse* answer) {
+          for (const FolderEntry& entry : *entries) {
+            v1::FileInfo* file = answer->add_files();
+            file->set_path(entry.path);
+            file->set_size_bytes(entry.size_bytes);
+            file->set_is_folder(entry.is_folder);
+            file->mutable_modify_time()->set_seconds(entry.modified_ns / 1'000'000'000);
+            file->mutable_modify_time()->set_nanos(static_cast<int32_t>(entry.modified_ns % 1'000'000'000));
+          }
+          return grpc::Status::OK;
+        });
+      });
+  return call.get();
+}
+
+grpc::ServerUnaryReactor* TrainingServiceImpl::GetServerInfo(Context* context, const v1::GetServerInfoRequest*,
+                                                             v1::GetServerInfoResponse* response) {
+  const auto call = StartCall(context, response);
+  call->Answer([&](v1::GetServerInfoResponse* answer) {
+    answer->set_version(options_.version);
+    answer->set_cluster(options_.cluster);
+    answer->set_storage(parts_.storage.string());
+    answer->set_http_port(options_.http_port());
+    answer->mutable_start_time()->set_seconds(absl::ToUnixSeconds(options_.start_time));
+    return grpc::Status::OK;
+  });
+  return call.get();
+}
+
+template <class Response, class Request>
+grpc::ServerWriteReactor<Response>* TrainingServiceImpl::StartStream(
+    Context* context, const Request* request,
+    Writer<Response>* (*start)(const ServerParts&, Context*, const Request&, StreamLimits)) {
+  if (const grpc::Status status = options_.token.Check(*context); !status.ok())
+    return new RefusedWriter<Response>(status);
+  return start(parts_, context, *request, options_.streams);
+}
+
+grpc::ServerWriteReactor<v1::WatchJobResponse>* TrainingServiceImpl::WatchJob(Context* context,
+                                                                              const v1::WatchJobRequest* request) {
+  return StartStream<v1::WatchJobResponse>(context, request, &StartWatch);
+}
+grpc::ServerWriteReactor<v1::StreamLogsResponse>* TrainingServiceImpl::StreamLogs(
+    Context* context, const v1::StreamLogsRequest* request) {
+  return StartStream<v1::StreamLogsResponse>(context, request, &StartLogStream);
+}
+grpc::ServerWriteReactor<v1::DownloadFileResponse>* TrainingServiceImpl::DownloadFile(
+    Context* context, const v1::DownloadFileRequest* request) {
+  return StartStream<v1::DownloadFileResponse>(context, request, &StartDownload);
+}
+
+grpc::ServerUnaryReactor* TrainingServiceImpl::NotYet(Context* context, const char* method) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const grpc::Status status = options_.token.Check(*context);
+  reactor->Finish(status.ok() ? NotYetStatus(method) : status);
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* TrainingServiceImpl::PlanJob(Context* context, const v1::PlanJobRequest*,
+                                                       v1::PlanJobResponse*) {
+  return NotYet(context, "PlanJob");
+}
+grpc::ServerUnaryReactor* TrainingServiceImpl::ExportJob(Context* context, const v1::ExportJobRequest*,
+                                                         v1::ExportJobResponse*) {
+  return NotYet(context, "ExportJob");
+}
+grpc::ServerUnaryReactor* TrainingServiceImpl::EvaluateModel(Context* context, const v1::EvaluateModelRequest*,
+                                                             v1::EvaluateModelResponse*) {
+  return NotYet(context, "EvaluateModel");
+}
+grpc::ServerUnaryReactor* TrainingServiceImpl::UpdateJob(Context* context, const v1::UpdateJobRequest*,
+                                                         v1::UpdateJobResponse*) {
+  return NotYet(context, "UpdateJob");
+}
+grpc::ServerUnaryReactor* TrainingServiceImpl::DeleteJob(Context* context, const v1::DeleteJobRequest*,
+                                                         v1::DeleteJobResponse*) {
+  return NotYet(context, "DeleteJob");
+}
+grpc::ServerReadReactor<v1::UploadFileRequest>* TrainingServiceImpl::UploadFile(Context* context,
+                                                                                v1::UploadFileResponse*) {
+  const grpc::Status status = options_.token.Check(*context);
+  return new RefusedReader<v1::UploadFileRequest>(status.ok() ? NotYetStatus("UploadFile") : status);
+}
+grpc::ServerUnaryReactor* TrainingServiceImpl::ListQueues(Context* context, const v1::ListQueuesRequest*,
+                                                          v1::ListQueuesResponse*) {
+  return NotYet(context, "ListQueues");
+}
+grpc::ServerUnaryReactor* TrainingServiceImpl::UpdateQueue(Context* context, const v1::UpdateQueueRequest*,
+                                                           v1::UpdateQueueResponse*) {
+  return NotYet(context, "UpdateQueue");
+}
+grpc::ServerUnaryReactor* TrainingServiceImpl::CreateToken(Context* context, const v1::CreateTokenRequest*,
+                                                           v1::CreateTokenResponse*) {
+  return NotYet(context, "CreateToken");
+}
+grpc::ServerUnaryReactor* TrainingServiceImpl::ListTokens(Context* context, const v1::ListTokensRequest*,
+                                                          v1::ListTokensResponse*) {
+  return NotYet(context, "ListTokens");
+}
+grpc::ServerUnaryReactor* TrainingServiceImpl::RevokeToken(Context* context, const v1::RevokeTokenRequest*,
+                                                           v1::RevokeTokenResponse*) {
+  return NotYet(context, "RevokeToken");
+}
+
+}  // namespace longspan::rpc
