@@ -15,6 +15,7 @@
 #include <ctime>
 #include <utility>
 
+#include "proto/support/channel.h"
 #include "proto/support/check.h"
 
 namespace longspan::worker {
@@ -72,6 +73,7 @@ Daemon::Daemon(DaemonOptions options, const std::shared_ptr<grpc::ChannelInterfa
           [this] {
             LogUploader::Options uploader = options_.uploader;
             uploader.worker_id = options_.worker_id;
+            uploader.token = options_.token;
             return uploader;
           }(),
           channel),
@@ -219,6 +221,7 @@ void Daemon::SendReportIfDue(absl::Time now) {
   call->leaving = request.leaving();
   call->context.set_deadline(std::chrono::system_clock::now() +
                              absl::ToChronoMilliseconds(options_.schedule.call_deadline));
+  Authorize(options_.token, &call->context);
   Call* const raw = call.get();
   calls_.emplace(sequence, std::move(call));
   stub_->async()->Synchronize(&raw->context, &raw->request, &raw->response, [this, sequence, raw](grpc::Status status) {

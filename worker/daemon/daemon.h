@@ -36,12 +36,13 @@ struct DaemonOptions {
   std::string trainer;            // path of the trainer program
   std::string storage;            // the shared storage; a job folder outside of it is refused
   std::string version;
+  std::string token;  // of a worker; empty: none
   int64_t http_port = 0;
   std::vector<v1::Slot> slots;
   std::map<std::string, std::string> labels;
   SupervisorOptions supervisor;
   SynchronizeScheduleOptions schedule;
-  LogUploader::Options uploader;                       // worker_id is filled in
+  LogUploader::Options uploader;                       // worker_id and token are filled in
   absl::Duration leave_grace = absl::Seconds(60);      // for ranks to checkpoint when the daemon is asked to leave
   absl::Duration leave_report_max = absl::Seconds(5);  // to tell the server the last things, once no rank is left
 };

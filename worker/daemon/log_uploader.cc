@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "proto/support/channel.h"
 #include "worker/daemon/unique_fd.h"
 
 namespace longspan::worker {
@@ -127,6 +128,7 @@ grpc::Status LogUploader::Upload(const RankKey& key, const Log& log, int64_t* st
   if (!file.valid()) return grpc::Status(grpc::StatusCode::DATA_LOSS, "the spool file is gone");
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(options_.call_deadline));
+  Authorize(options_.token, &context);
   {
     MutexLock lock(mutex_);
     if (stopping_) return grpc::Status(grpc::StatusCode::CANCELLED, "the daemon is stopping");

@@ -30,6 +30,7 @@ class LogUploader {
 
   struct Options {
     std::string worker_id;
+    std::string token;
     absl::Duration interval = absl::Milliseconds(500);  // between looks at growing logs
     absl::Duration call_deadline = absl::Seconds(30);
     absl::Duration backoff_max = absl::Seconds(10);
