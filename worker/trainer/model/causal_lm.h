@@ -16,6 +16,8 @@
 #include <vector>
 
 #include "proto/jobfile/job_spec.h"
+#include "worker/trainer/adapters/adapter_plan.h"
+#include "worker/trainer/memory/keep_policy.h"
 #include "worker/trainer/model/model_config.h"
 
 namespace longspan::trainer {
@@ -48,6 +50,7 @@ struct ModelOptions {
   // attention, method, rope, training.{dtype, seed}.
   jobfile::JobSpec spec;
   bool dropout = true;  // off in the probe
+  MemoryPolicy memory;  // what layers keep, and the sizes of tiles; changes nothing beyond rounding
 };
 
 class CausalLm {
@@ -63,6 +66,7 @@ class CausalLm {
   virtual const ModelConfig& config() const = 0;     // with the job's rope applied
   virtual std::vector<Trainable>& trainables() = 0;  // in a fixed order, the same on every rank
   virtual int64_t parameter_count() const = 0;       // of the base model
+  virtual const AdapterPlan& adapter() const = 0;    // rank, alpha and targets as resolved; what trains
 
   virtual void ZeroGradients() = 0;
   // Training attention (S2 or full, as the spec says), extended positions. Adds to every gradient.

@@ -1,0 +1,83 @@
+// Several linear layers that read the same input, as one GEMM, each with LoRA or without, frozen or trained.
+//
+//   y = x Wᵀ + (alpha/r) (x Aᵀ) Bᵀ      W (out, in) frozen, A (r, in), B (out, r)
+//
+// q, k and v are one of these, gate and up another. Products with A and B alone are skinny and crawl on CPU, so
+//  - in fp32 without dropout, W + (alpha/r) B A is built once per pass in a scratch buffer (rank/rows of the cost of
+//  the product) and the
+//    skinny products disappear from forward and dX. In bf16 that would round the update away, so there they stay;
+//  - for the gradients, the A of all parts are stacked and their B are the blocks of one block-diagonal matrix.
+// Gradients are fp32 and added to. No dW for a frozen weight.
+//
+// Not thread-safe. Legend: n rows (tokens), R the sum of the ranks of the parts.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "worker/trainer/adapters/dropout.h"
+
+namespace longspan::trainer {
+
+struct LoraFactors {
+  at::Tensor a, b;                    // (r, in), (out, r)
+  at::Tensor a_gradient, b_gradient;  // fp32
+};
+
+// One of the fused linear layers: rows [first_output, first_output + outputs) of the weight.
+struct LinearPart {
+  std::string module;        // "q_proj"
+  int64_t module_index = 0;  // in AdaptableModules, for the dropout mask
+  int64_t first_output = 0;
+  int64_t outputs = 0;
+  std::optional<LoraFactors> lora;
+};
+
+// gradient (fp32) += leftᵀ · right. left (n, a), right (n, b), gradient (a, b).
+void AddProduct(const at::Tensor& left, const at::Tensor& right, const at::Tensor& gradient);
+
+class FusedLinear {
+ public:
+  // The values of one pass over a layer: what Forward and Backward multiply with. Valid until the scratch is used
+  // again.
+  struct Pass {
+    at::Tensor weight;                     // W, or W + scale·B·A
+    bool low_rank = false;                 // LoRA is not in `weight`
+    const DropoutPass* dropout = nullptr;  // set when it is active
+    int64_t layer = 0;
+  };
+
+  at::Tensor weight;           // (out, in)
+  at::Tensor weight_gradient;  // fp32; undefined when frozen
+  std::vector<LinearPart> parts;
+  double scale = 0;  // alpha / r
+
+  bool HasLora() const;
+  // Rebuilds what is derived from A and B; call when they changed.
+  void Refresh();
+  // `scratch` is grown as needed and holds the folded weight.
+  Pass Begin(bool adapted, const DropoutPass* dropout, int64_t layer, at::Tensor* scratch) const;
+
+  // y (n, out) = the layers of x (n, in), which starts at row `first_row` of the batch.
+  void Forward(const Pass& pass, const at::Tensor& x, int64_t first_row, const at::Tensor& y) const;
+  // x_gradient (n, in) is overwritten, or left alone when undefined; gradients of what trains are added to.
+  void Backward(const Pass& pass, const at::Tensor& x, const at::Tensor& y_gradient, int64_t first_row,
+                const at::Tensor& x_gradient) const;
+  // Whether Backward reads x: something here trains.
+  bool Trains() const { return weight_gradient.defined() || HasLora(); }
+
+ private:
+  void ForwardWithDropout(const Pass& pass, const at::Tensor& x, int64_t first_row, const at::Tensor& y) const;
+  void BackwardWithDropout(const Pass& pass, const at::Tensor& x, const at::Tensor& y_gradient, int64_t first_row,
+                           const at::Tensor& x_gradient) const;
+  void AddLoraGradients(const at::Tensor& x, const at::Tensor& y_gradient, const at::Tensor& inner_gradient) const;
+
+  at::Tensor stacked_a_;  // (R, in)
+  at::Tensor blocks_b_;   // (out, R), times scale
+};
+
+}  // namespace longspan::trainer

@@ -1,0 +1,44 @@
+// The base model's tensors by their Hugging Face names, as stored: from the folder's safetensors, or drawn at random
+// from config.json and a seed. Reading is repeatable, so nobody needs to keep a copy of a value that training changes.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "worker/trainer/model/model_config.h"
+#include "worker/trainer/model/safetensors.h"
+
+namespace longspan::trainer {
+
+struct TensorShape {
+  std::string name;
+  std::vector<int64_t> shape;
+};
+
+// Every tensor of the model, in the order of the model. A tied lm_head is not among them.
+std::vector<TensorShape> BaseTensorShapes(const ModelConfig& config);
+
+class BaseTensors {
+ public:
+  virtual ~BaseTensors() = default;
+  // On the CPU, in the stored dtype (random weights: fp32), not to be written to.
+  virtual at::Tensor Read(const std::string& name) const = 0;
+  // The dtype that an exported tensor gets: the file's, or config.json's for random weights.
+  virtual at::ScalarType ExportDtype(const std::string& name) const = 0;
+};
+
+// Checks that every tensor is there with its shape and a floating dtype; UserError names file, tensor and both shapes.
+std::unique_ptr<BaseTensors> OpenBaseTensors(const ModelConfig& config, const std::string& folder);
+// As transformers initialises Llama: normal(0, initializer_range), norms 1. A tensor depends on seed and name alone.
+std::unique_ptr<BaseTensors> RandomBaseTensors(const ModelConfig& config, int64_t seed);
+
+// A generator for the tensor of that name.
+at::Generator NamedGenerator(int64_t seed, const std::string& name);
+
+// UserError unless `tensor` has the shape that config.json asks for.
+void CheckStoredShape(const std::string& file, const std::string& name, at::IntArrayRef stored,
+                      at::IntArrayRef expected);
+
+}  // namespace longspan::trainer

@@ -1,0 +1,231 @@
+// LlamaForCausalLM: embedding, decoder layers, final norm, head; one pass forward and one back over a batch.
+#include <fmt/format.h>
+
+#include <optional>
+
+#include "worker/trainer/model/causal_lm.h"
+#include "worker/trainer/model/decoder_layer.h"
+#include "worker/trainer/model/model_weights.h"
+#include "worker/trainer/model/rotary_positions.h"
+#include "worker/trainer/model/token_loss.h"
+
+namespace longspan::trainer {
+namespace {
+
+at::ScalarType ComputeDtype(const jobfile::JobSpec& spec) {
+  const auto dtype = spec.training.dtype.value_or(jobfile::TrainingDtype::kFp32);  // the default of a CPU
+  return dtype == jobfile::TrainingDtype::kBf16 ? at::kBFloat16 : at::kFloat;
+}
+
+void CheckIds(const at::Tensor& ids, int64_t vocab_size, int64_t also_allowed, const char* what) {
+  TORCH_CHECK(ids.dim() == 2 && ids.scalar_type() == at::kLong && ids.size(0) >= 1 && ids.size(1) >= 1, what,
+              " must be (B, T) int64 with at least one token, not ", ids.sizes());
+  const at::Tensor contiguous = ids.contiguous();
+  const int64_t* id = contiguous.data_ptr<int64_t>();
+  for (int64_t i = 0; i < contiguous.numel(); ++i) {
+    if ((id[i] < 0 || id[i] >= vocab_size) && id[i] != also_allowed) {
+      throw UserError(fmt::format("{}: {} at sequence {}, token {} is outside the model's vocabulary of {}", what,
+                                  id[i], i / ids.size(1), i % ids.size(1), vocab_size));
+    }
+  }
+}
+
+class LlamaCausalLm : public CausalLm {
+ public:
+  explicit LlamaCausalLm(const ModelOptions& options)
+      : options_(options),
+        config_(WithJobRope(ReadModelConfig(options.spec.model.path), options.spec)),
+        plan_(ResolveAdapterPlan(options.spec)),
+        base_(options.spec.model.init == jobfile::ModelInit::kRandom
+                  ? RandomBaseTensors(config_, options.spec.training.seed)
+                  : OpenBaseTensors(config_, options.spec.model.path)),
+        original_positions_(config_.original_rope, config_.head_dim),
+        extended_positions_(config_.rope, config_.head_dim) {
+    WeightOptions weight_options;
+    weight_options.dtype = ComputeDtype(options.spec);
+    weight_options.adapter_folder = options.spec.method.adapter;
+    weight_options.seed = options.spec.training.seed;
+    weights_ = LoadModelWeights(config_, *base_, plan_, weight_options);
+    trainables_ = AttachGradients(config_, plan_, &weights_);
+  }
+
+  const ModelConfig& config() const override { return config_; }
+  std::vector<Trainable>& trainables() override { return trainables_.items; }
+  const AdapterPlan& adapter() const override { return plan_; }
+
+  int64_t parameter_count() const override {
+    int64_t count = 0;
+    for (const TensorShape& tensor : BaseTensorShapes(config_)) count += c10::multiply_integers(tensor.shape);
+    return count;
+  }
+
+  void ZeroGradients() override {
+    for (Trainable& trainable : trainables_.items) trainable.gradient.zero_();
+  }
+
+  void ValuesChanged() override { values_changed_ = true; }
+
+  LossSum ForwardBackward(const Batch& batch, const GradientReady& ready) override {
+    CheckBatch(batch.input_ids, batch.labels);
+    const at::Tensor targets = ShiftedTargets(batch.labels);
+    const bool anything_scored = targets.ne(kIgnoredLabel).any().item<bool>();
+    LossSum sum;
+    if (anything_scored) sum = Run(batch, targets, ready);
+    if (!anything_scored && ready) {
+      for (size_t index = 0; index < trainables_.items.size(); ++index) ready(index);
+    }
+    return sum;
+  }
+
+  at::Tensor TrainingLogits(const at::Tensor& input_ids) override {
+    CheckIds(input_ids, config_.vocab_size, 0, "input_ids");
+    Refresh();
+    LayerPass pass = TrainingPass(input_ids);
+    const at::Tensor hidden = FinalNorm(weights_, Hidden(weights_, pass, input_ids, nullptr), nullptr);
+    return at::mm(hidden, weights_.head.value.t())
+        .to(at::kFloat)
+        .view({input_ids.size(0), input_ids.size(1), config_.vocab_size});
+  }
+
+  LossSum Evaluate(const at::Tensor& input_ids, const at::Tensor& labels, const EvaluationOptions& options) override {
+    CheckBatch(input_ids, labels);
+    Refresh();
+    if (!options.adapted && !base_weights_) base_weights_ = BaseOf(config_, *base_, plan_, weights_);
+    const ModelWeights& weights = options.adapted ? weights_ : *base_weights_;
+    LayerPass pass = NewPass();
+    pass.adapted = options.adapted;
+    pass.attention = PlanFullAttention(ShapeOf(input_ids));
+    pass.rotation =
+        (options.rope == RopeScaling::kOriginal ? original_positions_ : extended_positions_).For(input_ids.size(1));
+    const at::Tensor hidden = FinalNorm(weights, Hidden(weights, pass, input_ids, nullptr), nullptr);
+    return TiledTokenLoss(hidden, weights.head.value, ShiftedTargets(labels), options_.memory.loss_tile_tokens, {});
+  }
+
+  void ForEachMergedTensor(
+      const std::function<void(const std::string& name, const at::Tensor& value)>& visit) override {
+    VisitMergedTensors(config_, *base_, plan_, weights_, visit);
+  }
+
+ private:
+  void CheckBatch(const at::Tensor& input_ids, const at::Tensor& labels) const {
+    CheckIds(input_ids, config_.vocab_size, 0, "input_ids");
+    TORCH_CHECK(labels.sizes() == input_ids.sizes(), "labels ", labels.sizes(), " for input_ids ", input_ids.sizes());
+    CheckIds(labels, config_.vocab_size, kIgnoredLabel, "labels");
+  }
+
+  AttentionShape ShapeOf(const at::Tensor& input_ids) const {
+    return {input_ids.size(0), input_ids.size(1), config_.num_attention_heads, config_.num_key_value_heads};
+  }
+
+  LayerPass NewPass() const {
+    LayerPass pass;
+    pass.shape = {config_.hidden_size,         config_.intermediate_size, config_.num_attention_heads,
+                  config_.num_key_value_heads, config_.head_dim,          config_.rms_norm_eps};
+    pass.memory = options_.memory;
+    return pass;
+  }
+
+  // Without dropout.
+  LayerPass TrainingPass(const at::Tensor& input_ids) {
+    LayerPass pass = NewPass();
+    pass.attention = options_.spec.attention.kind == jobfile::AttentionKind::kFull
+                         ? PlanFullAttention(ShapeOf(input_ids))
+                         : PlanShiftedSparseAttention(ShapeOf(input_ids), jobfile::ResolvedGroupSize(options_.spec));
+    pass.rotation = extended_positions_.For(input_ids.size(1));
+    return pass;
+  }
+
+  void Refresh() {
+    if (!values_changed_) return;
+    for (LayerWeights& layer : weights_.layers) {
+      for (FusedLinear* linear : {&layer.query_key_value, &layer.output, &layer.gate_up, &layer.down})
+        linear->Refresh();
+    }
+    values_changed_ = false;
+  }
+
+  // The last layer's output (N, d).
+  at::Tensor Hidden(const ModelWeights& weights, const LayerPass& pass, const at::Tensor& input_ids,
+                    std::vector<SavedLayer>* saved) {
+    at::Tensor hidden = weights.embedding.value.index_select(0, input_ids.reshape({-1}));
+    for (size_t layer = 0; layer < weights.layers.size(); ++layer) {
+      hidden = LayerForward(weights.layers[layer], pass, static_cast<int64_t>(layer), hidden,
+                            saved != nullptr ? &(*saved)[layer] : nullptr, &workspace_);
+    }
+    return hidden;
+  }
+
+  at::Tensor FinalNorm(const ModelWeights& weights, const at::Tensor& hidden, at::Tensor* inverse_rms) const {
+    at::Tensor normed = at::empty_like(hidden);
+    if (inverse_rms != nullptr) *inverse_rms = at::empty({hidden.size(0)}, at::kFloat);
+    RmsNorm(hidden, weights.final_norm.value, config_.rms_norm_eps, normed,
+            inverse_rms != nullptr ? *inverse_rms : at::Tensor());
+    return normed;
+  }
+
+  LossSum Run(const Batch& batch, const at::Tensor& targets, const GradientReady& ready) {
+    base_weights_.reset();  // its memory is needed here
+    Refresh();
+    LayerPass pass = TrainingPass(batch.input_ids);
+    pass.dropout = {options_.dropout ? plan_.dropout : 0.0, options_.spec.training.seed, batch.step,
+                    batch.first_sequence_index, batch.input_ids.size(1)};
+    std::vector<SavedLayer> saved(weights_.layers.size());
+    at::Tensor hidden = Hidden(weights_, pass, batch.input_ids, &saved);
+
+    LossSum sum;
+    at::Tensor gradient = at::zeros_like(hidden);
+    {
+      at::Tensor inverse_rms;
+      const at::Tensor normed = FinalNorm(weights_, hidden, &inverse_rms);
+      const at::Tensor normed_gradient = at::zeros_like(hidden);
+      sum = TiledTokenLoss(normed, weights_.head.value, targets, options_.memory.loss_tile_tokens,
+                           {normed_gradient, weights_.head.gradient});
+      RmsNormBackward(hidden, weights_.final_norm.value, inverse_rms, normed_gradient, gradient,
+                      weights_.final_norm.gradient);
+    }
+    hidden.reset();
+    Announce(ready, trainables_.head);
+    Announce(ready, trainables_.final_norm);
+    Backward(pass, batch.input_ids, std::move(gradient), &saved, ready);
+    return sum;
+  }
+
+  void Backward(const LayerPass& pass, const at::Tensor& input_ids, at::Tensor gradient, std::vector<SavedLayer>* saved,
+                const GradientReady& ready) {
+    for (size_t layer = weights_.layers.size(); layer-- > 0;) {
+      const bool wants_x_gradient = layer > 0 || weights_.embedding.gradient.defined();
+      gradient = LayerBackward(weights_.layers[layer], pass, static_cast<int64_t>(layer), (*saved)[layer],
+                               std::move(gradient), wants_x_gradient, &workspace_);
+      (*saved)[layer] = {};
+      Announce(ready, trainables_.layers[layer]);
+    }
+    if (weights_.embedding.gradient.defined()) {
+      weights_.embedding.gradient.index_add_(0, input_ids.reshape({-1}), gradient.to(at::kFloat));
+    }
+    Announce(ready, trainables_.embedding);
+  }
+
+  static void Announce(const GradientReady& ready, const TrainableRange& range) {
+    if (!ready) return;
+    for (size_t index = range.begin; index < range.end; ++index) ready(index);
+  }
+
+  ModelOptions options_;
+  ModelConfig config_;
+  AdapterPlan plan_;
+  std::unique_ptr<BaseTensors> base_;
+  ModelWeights weights_;
+  TrainableList trainables_;
+  std::optional<ModelWeights> base_weights_;  // for evaluation without what was trained; dropped by training
+  RotaryPositions original_positions_, extended_positions_;
+  Workspace workspace_;
+  bool values_changed_ = false;
+};
+
+}  // namespace
+
+std::unique_ptr<CausalLm> CausalLm::Load(const ModelOptions& options) {
+  return std::make_unique<LlamaCausalLm>(options);
+}
+
+}  // namespace longspan::trainer

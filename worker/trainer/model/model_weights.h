@@ -1,0 +1,62 @@
+// All weights of a model in the form that the layers compute with, and the list of those that train.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "worker/trainer/adapters/adapter_plan.h"
+#include "worker/trainer/model/base_tensors.h"
+#include "worker/trainer/model/causal_lm.h"
+#include "worker/trainer/model/decoder_layer.h"
+#include "worker/trainer/model/model_config.h"
+
+namespace longspan::trainer {
+
+// A (V, d) matrix: the token embedding or the output head. Tied, both are the same tensors.
+struct VocabularyWeight {
+  at::Tensor value;
+  at::Tensor gradient;  // fp32; undefined when frozen
+};
+
+struct ModelWeights {
+  VocabularyWeight embedding;
+  std::vector<LayerWeights> layers;
+  NormWeight final_norm;
+  VocabularyWeight head;
+  // Values that an adapter folder put in place of the base's ("model.norm.weight"), trained or not.
+  std::vector<std::string> replaced;
+};
+
+// Where a Trainable becomes ready in the backward pass.
+struct TrainableRange {
+  size_t begin = 0, end = 0;
+};
+struct TrainableList {
+  std::vector<Trainable> items;  // in the order of the model: embedding, layers, final norm, head
+  TrainableRange embedding, final_norm, head;
+  std::vector<TrainableRange> layers;
+};
+
+// Loads the base, LoRA (drawn from the seed, or the adapter folder's) and what the adapter folder replaces, in `dtype`.
+struct WeightOptions {
+  at::ScalarType dtype = at::kFloat;
+  std::string adapter_folder;  // empty: A drawn from the seed, B zero
+  int64_t seed = 0;
+};
+ModelWeights LoadModelWeights(const ModelConfig& config, const BaseTensors& base, const AdapterPlan& plan,
+                              const WeightOptions& options);
+
+// Allocates the gradients of what `plan` trains and lists it.
+TrainableList AttachGradients(const ModelConfig& config, const AdapterPlan& plan, ModelWeights* weights);
+
+// The weights as the base has them: LoRA off, trained and replaced values read again. Shares what never changed.
+ModelWeights BaseOf(const ModelConfig& config, const BaseTensors& base, const AdapterPlan& plan,
+                    const ModelWeights& weights);
+
+// Visits the merged model tensor by tensor (CausalLm::ForEachMergedTensor).
+void VisitMergedTensors(const ModelConfig& config, const BaseTensors& base, const AdapterPlan& plan,
+                        const ModelWeights& weights,
+                        const std::function<void(const std::string& name, const at::Tensor& value)>& visit);
+
+}  // namespace longspan::trainer

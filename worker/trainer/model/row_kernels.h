@@ -1,0 +1,41 @@
+// The parts of a layer that work on one token at a time, each in one pass over memory: on CPU the same as chains of
+// tensor operations costs several times as much (rope by cat, silu and product apart).
+//
+// fp32 or bf16 tensors, last stride 1, any row stride; sums are fp32. Parallel over rows, with results that do not
+// depend on the number of threads. Legend: N rows (tokens), d features, H heads, D head size, F intermediate size.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+
+namespace longspan::trainer {
+
+// out = x / sqrt(mean(x^2) + epsilon) * weight. x, out (N, d); weight (d); inverse_rms (N) fp32, undefined when not
+// wanted.
+void RmsNorm(const at::Tensor& x, const at::Tensor& weight, double epsilon, const at::Tensor& out,
+             const at::Tensor& inverse_rms);
+
+// x_gradient += what the norm's input gets from out_gradient; weight_gradient (d) fp32 += likewise, when defined.
+void RmsNormBackward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& inverse_rms,
+                     const at::Tensor& out_gradient, const at::Tensor& x_gradient, const at::Tensor& weight_gradient);
+
+// Turns rows (N, H, D) in place: the pair (i, i + D/2) of a row at position p by the angle of (p, i). cosine, sine (T,
+// D/2) fp32; row n has position n mod T of its sequence. `inverse` turns back, which is the backward pass.
+struct Rotation {
+  at::Tensor cosine, sine;
+  int64_t tokens = 0;  // T
+};
+void ApplyRotation(const at::Tensor& rows, const Rotation& rotation, bool inverse);
+
+// out = silu(gate) * up. gate_up (N, 2F), gate first; sigmoid (N, F) fp32 of gate; out (N, F).
+void SiluProduct(const at::Tensor& gate_up, const at::Tensor& sigmoid, const at::Tensor& out);
+// Overwrites gate_up_gradient (N, 2F) from out_gradient (N, F).
+void SiluProductBackward(const at::Tensor& gate_up, const at::Tensor& sigmoid, const at::Tensor& out_gradient,
+                         const at::Tensor& gate_up_gradient);
+
+// rows (n, V) fp32 hold softmax probabilities. Takes 1 off at each row's target, which makes them the gradient of the
+// loss.
+void SubtractTargets(const at::Tensor& probabilities, const at::Tensor& targets);
+
+}  // namespace longspan::trainer
