@@ -65,6 +65,7 @@ CommandLine ParseCommandLine(int argc, char** argv) {
       throw Failure{lines::kExitBadSpec, fmt::format("unknown flag {}", argv[i])};
     }
   }
+  if (line.resume_from == "none") line.resume_from.clear();  // the service says so: start afresh, look for nothing
   return line;
 }
 
