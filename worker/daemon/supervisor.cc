@@ -498,7 +498,8 @@ void Supervisor::FillReport(absl::Time now, v1::SynchronizeRequest* request) {
   last_report_ = now;
   report_due_ = absl::InfiniteFuture();
   request->set_leaving(leaving_);
-  request->set_desired_fingerprint(fingerprint_);
+  // The last report of all asks for an answer at once: it must not be held.
+  if (!leaving_ || !Idle()) request->set_desired_fingerprint(fingerprint_);
   for (const auto& [key, rank] : ranks_) {
     if (rank.superseded) continue;
     v1::RankReport* report = request->add_ranks();

@@ -43,8 +43,9 @@ constexpr GaugeValue kCounterValues[] = {
      "Bytes that rank 0 reduced with others in this attempt."},
 };
 
-constexpr std::string_view kSecondsPrefix = "seconds_";  // seconds_forward -> phase="forward"
-constexpr std::string_view kMemoryPrefix = "memory_";    // memory_peak_bytes -> kind="peak"
+constexpr std::string_view kSecondsPrefix = "seconds_";      // seconds_forward -> phase="forward"
+constexpr std::string_view kSecondsOfStep = "seconds_step";  // the sum of the others and what lies between
+constexpr std::string_view kMemoryPrefix = "memory_";        // memory_peak_bytes -> kind="peak"
 constexpr std::string_view kBytesSuffix = "_bytes";
 
 const prometheus::Histogram::BucketBoundaries kSeconds = {0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300};
@@ -227,7 +228,7 @@ void WorkerMetrics::TakeProgress(Job& job, const lines::Progress& progress, absl
       job.Set(*gauge->second, value);
     } else if (const auto counter = families_->counters.find(name); counter != families_->counters.end()) {
       job.CountUpTo(*counter->second, name, value);
-    } else if (name.starts_with(kSecondsPrefix)) {
+    } else if (name.starts_with(kSecondsPrefix) && name != kSecondsOfStep) {
       Histogram* seconds =
           job.Series(families_->phase_seconds, {{"phase", name.substr(kSecondsPrefix.size())}}, kSeconds);
       if (seconds != nullptr && std::isfinite(value)) seconds->Observe(value);
