@@ -1,0 +1,134 @@
+#include "worker/trainer/evaluate/perplexity.h"
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+#include <string>
+
+#include "worker/trainer/parallel/gradient_reducer.h"
+
+namespace longspan::trainer {
+namespace {
+
+// Tokens that go through the model at once: short windows are taken several at a time.
+constexpr int64_t kTokensPerCall = 4096;
+
+std::string NameOf(jobfile::EvaluationProtocol protocol) {
+  return protocol == jobfile::EvaluationProtocol::kPaper ? "paper" : "windows";
+}
+
+CausalLm::EvaluationOptions OptionsOf(const std::string& model) {
+  CausalLm::EvaluationOptions options;
+  options.adapted = model == "extended";
+  options.rope = model == "base" ? RopeScaling::kOriginal : RopeScaling::kExtended;
+  return options;
+}
+
+// The windows of one length under one protocol.
+struct Windows {
+  const Dataset& dataset;
+  int64_t length;
+  jobfile::EvaluationProtocol protocol;
+
+  int64_t count() const {
+    if (protocol == jobfile::EvaluationProtocol::kWindows) return dataset.HeldOutWindows(length);
+    const int64_t tokens = dataset.heldout_tokens();
+    return tokens < length ? 0 : (tokens - length) / kPaperWindowStride + 1;
+  }
+  std::vector<int64_t> tokens(int64_t index) const {
+    if (protocol == jobfile::EvaluationProtocol::kWindows) return dataset.HeldOutWindow(length, index);
+    return dataset.HeldOutTokens(index * kPaperWindowStride, length);
+  }
+};
+
+at::Tensor BatchOf(const Windows& windows, int64_t first, int64_t count) {
+  at::Tensor batch = at::empty({count, windows.length}, at::kLong);
+  for (int64_t row = 0; row < count; ++row) {
+    const std::vector<int64_t> tokens = windows.tokens(first + row);
+    std::copy(tokens.begin(), tokens.end(), batch.mutable_data_ptr<int64_t>() + row * windows.length);
+  }
+  return batch;
+}
+
+}  // namespace
+
+nlohmann::json ToDocument(const EvaluationRow& row) {
+  return {{"model", row.model},           {"length", row.length}, {"protocol", row.protocol},
+          {"perplexity", row.perplexity}, {"loss", row.loss},     {"tokens", row.tokens},
+          {"windows", row.windows},       {"attention", "full"},  {"step", row.step}};
+}
+
+EvaluationRow EvaluationRowOf(const nlohmann::json& document) {
+  EvaluationRow row;
+  document.at("model").get_to(row.model);
+  document.at("length").get_to(row.length);
+  document.at("protocol").get_to(row.protocol);
+  // A perplexity that is no number was written as null.
+  row.perplexity = document.at("perplexity").is_number() ? document.at("perplexity").get<double>() : NAN;
+  row.loss = document.at("loss").is_number() ? document.at("loss").get<double>() : NAN;
+  document.at("tokens").get_to(row.tokens);
+  document.at("windows").get_to(row.windows);
+  document.at("step").get_to(row.step);
+  return row;
+}
+
+std::vector<int64_t> EvaluationLengths(const jobfile::JobSpec& spec, int64_t original_length) {
+  std::set<int64_t> lengths(spec.evaluation.lengths.begin(), spec.evaluation.lengths.end());
+  if (lengths.empty()) {
+    lengths.insert(std::max<int64_t>(2, original_length));
+    lengths.insert(spec.context_length);
+  }
+  return {lengths.begin(), lengths.end()};
+}
+
+EvaluationResult EvaluatePerplexity(CausalLm& model, const Dataset& dataset, Communicator& ranks,
+                                    const EvaluationPlan& plan, const EvaluationHooks& hooks) {
+  EvaluationResult result;
+  int64_t all_windows = 0, done_windows = 0;
+  std::vector<Windows> lengths;
+  for (int64_t length : plan.lengths) {
+    const Windows windows{dataset, length, plan.protocol};
+    if (windows.count() == 0) {
+      if (hooks.warning) {
+        hooks.warning("no evaluation at " + std::to_string(length) + " tokens: the held-out text has only " +
+                      std::to_string(dataset.heldout_tokens()));
+      }
+      continue;
+    }
+    lengths.push_back(windows);
+    const BatchSlice share = SliceOfRank(windows.count(), ranks.rank(), ranks.world_size());
+    all_windows += (share.end - share.begin) * static_cast<int64_t>(plan.models.size());
+  }
+
+  for (const Windows& windows : lengths) {
+    const int64_t batch_max = std::max<int64_t>(1, kTokensPerCall / windows.length);
+    for (const std::string& name : plan.models) {
+      ControlWord word;
+      const BatchSlice share = SliceOfRank(windows.count(), ranks.rank(), ranks.world_size());
+      for (int64_t first = share.begin; first < share.end; first += batch_max) {
+        if (hooks.stop_requested && hooks.stop_requested()) break;
+        const int64_t count = std::min(batch_max, share.end - first);
+        const at::Tensor batch = BatchOf(windows, first, count);
+        const LossSum loss = model.Evaluate(batch, batch, OptionsOf(name));
+        word.loss_sum += loss.loss;
+        word.scored_tokens += loss.tokens;
+        done_windows += count;
+        if (hooks.progress) hooks.progress(done_windows, all_windows);
+      }
+      word.stop = hooks.stop_requested && hooks.stop_requested();
+      word = ReduceControlWord(ranks, word);
+      if (word.stop) {
+        result.stopped = true;
+        return result;
+      }
+      // Under `paper` every window scores equally many tokens, so the mean of the windows' means is this mean too.
+      const double loss = word.loss_sum / static_cast<double>(std::max<int64_t>(1, word.scored_tokens));
+      result.rows.push_back({name, windows.length, NameOf(plan.protocol), std::exp(loss), loss, word.scored_tokens,
+                             windows.count(), plan.step});
+      if (hooks.row) hooks.row(result.rows.back());
+    }
+  }
+  return result;
+}
+
+}  // namespace longspan::trainer

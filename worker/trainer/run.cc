@@ -1,0 +1,437 @@
+#include "worker/trainer/run.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <spdlog/spdlog.h>
+
+#include <chrono>
+#include <cmath>
+#include <fstream>
+#include <memory>
+#include <utility>
+
+#include "proto/jobfile/job_file.h"
+#include "worker/storage/storage.h"
+#include "worker/trainer/checkpoint/checkpoint.h"
+#include "worker/trainer/data/dataset.h"
+#include "worker/trainer/data/prepare.h"
+#include "worker/trainer/evaluate/perplexity.h"
+#include "worker/trainer/export.h"
+#include "worker/trainer/model/causal_lm.h"
+#include "worker/trainer/parallel/communicator.h"
+#include "worker/trainer/train_loop.h"
+#include "worker/trainer/weights_of_job.h"
+
+namespace longspan::trainer {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr auto kCheckpointVisibleWithin = std::chrono::seconds(60);  // network file systems cache the absence of a name
+constexpr auto kOthersFinishWithin = std::chrono::seconds(60);
+
+// Leaves a phase that was asked to stop; whatever it had published stays.
+struct StopRequested {};
+
+nlohmann::json ReadJsonOrNull(const fs::path& path) {
+  std::ifstream file(path);
+  if (!file) return nullptr;
+  auto document = nlohmann::json::parse(file, nullptr, /*allow_exceptions=*/false);
+  return document.is_discarded() ? nlohmann::json(nullptr) : document;
+}
+
+class JobRun {
+ public:
+  JobRun(const RunOptions& options, Session& session) : options_(options), session_(session) {}
+
+  ExitCode Run() {
+    try {
+      return RunPhases();
+    } catch (const StopRequested&) {
+      spdlog::info("stopped: {}", session_.stop_reason());
+      session_.Send(lines::Done{true});
+      return ExitCode::kStopped;
+    }
+  }
+
+ private:
+  ExitCode RunPhases();
+  bool Wants(const std::string& phase) const { return options_.command == "run" || options_.command == phase; }
+  bool speaks() const { return options_.rank == 0; }
+
+  void OpenRanks();
+  std::string RendezvousAddress();
+  void LetOthersGo();
+  void PreparePhase();
+  void ChooseCheckpoint();
+  std::optional<LoadedCheckpoint> FindNewestValid();
+  LoadedCheckpoint LoadNamed(const std::string& name, const std::string& manifest_sha256, bool wait_for_it);
+  void LoadModel();
+  bool TrainingIsDone() const { return resume_ && resume_->state.step >= options_.spec.training.steps; }
+  void TrainPhase();
+  void EvaluatePhase();
+  std::vector<EvaluationRow> EvaluateRows(const std::vector<std::string>& models, CausalLm& model, bool* stopped);
+  bool SendFinishedEvaluation();
+  void ExportPhase();
+  bool ExportIsDone() const;
+
+  void BeginPhase(const std::string& phase) {
+    spdlog::info("phase {}", phase);
+    if (speaks()) session_.Send(lines::Phase{phase});
+  }
+  void Warn(const std::string& message) {
+    spdlog::warn("{}", message);
+    session_.Send(lines::Warning{message});
+  }
+  void ThrowIfStopped() {
+    if (session_.stop_requested()) throw StopRequested{};
+  }
+
+  const RunOptions& options_;
+  Session& session_;
+  std::string job_;
+  int64_t attempt_ = 1;
+  std::unique_ptr<Communicator> ranks_;
+  std::unique_ptr<CausalLm> model_;
+  std::optional<Dataset> dataset_;
+  std::optional<LoadedCheckpoint> resume_;  // what training goes on from, what evaluation and export are of
+  bool model_is_trained_ = false;           // the model in memory holds the values of `resume_`
+  bool joined_ = false;
+};
+
+ExitCode JobRun::RunPhases() {
+  at::set_num_threads(static_cast<int>(options_.threads));
+  job_ = options_.job.empty() ? options_.spec.name : options_.job;
+  fs::create_directories(options_.work);
+  OpenRanks();
+  if (options_.command != "export") PreparePhase();
+  if (options_.command == "prepare") {
+    session_.Send(lines::Done{});
+    return ExitCode::kDone;
+  }
+  ChooseCheckpoint();
+  if (Wants("train")) TrainPhase();
+  if (Wants("evaluate")) EvaluatePhase();
+  LetOthersGo();
+  if (Wants("export") && speaks()) ExportPhase();
+  session_.Send(lines::Done{});
+  return ExitCode::kDone;
+}
+
+// ---- ranks ----
+
+std::string JobRun::RendezvousAddress() {
+  if (!options_.store.empty()) return options_.store;
+  if (options_.job.empty()) throw SpecError("--world-size above 1 needs --store HOST:PORT");
+  if (options_.rank == 0) {
+    const std::string host = options_.advertise_address.empty() ? "127.0.0.1" : options_.advertise_address;
+    return (host.find(':') == std::string::npos ? host : "[" + host + "]") + ":0";
+  }
+  spdlog::info("waiting for the address of rank 0");
+  while (true) {
+    if (const auto address = session_.rendezvous()) return *address;
+    ThrowIfStopped();
+    session_.WaitForSomething(std::chrono::milliseconds(250));
+  }
+}
+
+void JobRun::OpenRanks() {
+  CommunicatorOptions options;
+  options.rank = options_.rank;
+  options.world_size = options_.world_size;
+  options.advertise_address = options_.advertise_address;
+  if (options.world_size > 1) options.store = RendezvousAddress();
+  options.connect_timeout = std::chrono::minutes(15);
+  options.collective_timeout = std::chrono::minutes(15);
+  ranks_ = Communicator::OpenStore(options);
+  if (options.world_size > 1 && speaks()) {
+    spdlog::info("the rank store listens at {}", ranks_->store_address());
+    session_.Send(lines::Rendezvous{ranks_->store_address()});
+  }
+}
+
+// Rank 0 holds the store: it may not end while another rank still has a word to read there.
+void JobRun::LetOthersGo() {
+  if (!speaks()) {
+    ranks_->Publish("finished-" + std::to_string(options_.rank), "yes");
+    return;
+  }
+  const auto deadline = std::chrono::steady_clock::now() + kOthersFinishWithin;
+  struct TooLate {};
+  try {
+    for (int64_t rank = 1; rank < options_.world_size; ++rank) {
+      ranks_->Get("finished-" + std::to_string(rank), [&] {
+        if (std::chrono::steady_clock::now() > deadline) throw TooLate{};
+      });
+    }
+  } catch (const TooLate&) {
+    Warn("another rank did not finish; going on without it");
+  }
+}
+
+// ---- prepare ----
+
+void JobRun::PreparePhase() {
+  if (!speaks()) {
+    ranks_->Get("prepared", [this] { ThrowIfStopped(); });
+    return;
+  }
+  BeginPhase("prepare");
+  PrepareCallbacks callbacks;
+  auto last = std::chrono::steady_clock::time_point();
+  callbacks.progress = [&](int64_t done, int64_t total) {
+    ThrowIfStopped();
+    const auto now = std::chrono::steady_clock::now();
+    if (done != total && now - last < std::chrono::milliseconds(500)) return;
+    last = now;
+    session_.Send(lines::Progress{"prepare", done, total, {}});
+  };
+  callbacks.warning = [this](const std::string& message) { Warn(message); };
+  const PreparedDataset prepared =
+      Prepare(PrepareOptionsOf(options_.spec, options_.work, DefaultDatasetsRoot(options_.work)), callbacks);
+  spdlog::info("{} documents, {} tokens ({} held out), {} sequences per epoch in {}{}", prepared.documents,
+               prepared.tokens, prepared.heldout_tokens, prepared.training_sequences, prepared.folder.string(),
+               prepared.reused ? ", prepared before" : "");
+  session_.Send(lines::Artifact{"dataset", prepared.folder.string()});
+  ranks_->Publish("prepared", "yes");
+}
+
+// ---- checkpoints ----
+
+LoadedCheckpoint JobRun::LoadNamed(const std::string& name, const std::string& manifest_sha256, bool wait_for_it) {
+  const fs::path folder = options_.work / "checkpoints";
+  const auto deadline = std::chrono::steady_clock::now() + kCheckpointVisibleWithin;
+  while (wait_for_it && !fs::exists(folder / name / "MANIFEST.json") && std::chrono::steady_clock::now() < deadline) {
+    ThrowIfStopped();
+    session_.WaitForSomething(std::chrono::milliseconds(500));
+  }
+  return LoadCheckpoint(folder, name, manifest_sha256);
+}
+
+std::optional<LoadedCheckpoint> JobRun::FindNewestValid() {
+  const fs::path folder = options_.work / "checkpoints";
+  for (const CheckpointName& name : ListCheckpoints(folder)) {
+    try {
+      return LoadCheckpoint(folder, ToString(name));
+    } catch (const CorruptCheckpoint& error) {
+      Warn(std::string(error.what()) + "; trying the one before");
+    }
+  }
+  return std::nullopt;
+}
+
+// Rank 0 decides, the others take its word: two ranks that look at a network file system may see different checkpoints.
+void JobRun::ChooseCheckpoint() {
+  const auto existing = ListCheckpoints(options_.work / "checkpoints");
+  attempt_ = options_.attempt;
+  if (attempt_ == 0) {
+    attempt_ = 1;
+    for (const CheckpointName& name : existing) attempt_ = std::max(attempt_, name.attempt + 1);
+  }
+  try {
+    if (!speaks()) {
+      const std::string word = ranks_->Get("resume", [this] { ThrowIfStopped(); });
+      if (word == "none") return;
+      const size_t space = word.find(' ');
+      resume_ = LoadNamed(word.substr(0, space), word.substr(space + 1), /*wait_for_it=*/true);
+      return;
+    }
+    if (!options_.checkpoint.empty()) {
+      resume_ = LoadNamed(options_.checkpoint, "", false);
+    } else if (!options_.resume_from) {
+      resume_ = FindNewestValid();
+    } else if (*options_.resume_from != "none") {
+      resume_ = LoadNamed(*options_.resume_from, options_.manifest_sha256, /*wait_for_it=*/true);
+    }
+  } catch (const CorruptCheckpoint& error) {
+    if (!options_.checkpoint.empty()) throw UserError(error.what());
+    throw InfrastructureError(error.what());
+  }
+  if (resume_) spdlog::info("checkpoint {} at step {}", resume_->name, resume_->state.step);
+  ranks_->Publish("resume", resume_ ? resume_->name + " " + resume_->manifest_sha256 : "none");
+}
+
+void JobRun::LoadModel() {
+  if (model_) return;
+  session_.Send(lines::Expect{"loading the model", 1800});
+  ModelOptions options;
+  options.spec = options_.spec;
+  model_ = CausalLm::Load(options);
+}
+
+// ---- train ----
+
+void JobRun::TrainPhase() {
+  if (TrainingIsDone()) {
+    spdlog::info("training is done already: {}", resume_->name);
+    return;
+  }
+  BeginPhase("train");
+  LoadModel();
+  dataset_.emplace(Dataset::Open(options_.work));
+  if (dataset_->vocab_size() > model_->config().vocab_size) {
+    throw UserError("the data has token " + std::to_string(dataset_->vocab_size() - 1) +
+                    ", the model's vocabulary has only " + std::to_string(model_->config().vocab_size) +
+                    ": tokenizer.json and config.json of " + options_.spec.model.path + " do not belong together");
+  }
+  if (resume_ && resume_->state.dataset != dataset_->key()) {
+    Warn("the checkpoint was trained on other data (" + resume_->state.dataset + ") than this job has now (" +
+         dataset_->key() + ")");
+  }
+  TrainOptions train;
+  train.spec = options_.spec;
+  train.work = options_.work;
+  train.job = job_;
+  train.attempt = attempt_;
+  train.threads = options_.threads;
+  train.version = kVersion;
+  train.under_service = options_.resume_from.has_value();
+  train.dump_gradients = options_.dump_gradients;
+  ranks_->Join();
+  joined_ = true;
+  TrainLoop loop(train, *model_, *dataset_, *ranks_, session_, resume_);
+  resume_.reset();  // the moments are the loop's now
+  if (loop.Run() == TrainLoop::Outcome::kStopped) throw StopRequested{};
+  loop.HandleRecorded();
+  resume_.emplace();
+  resume_->state = loop.state();
+  resume_->name = ToString(CheckpointName{loop.state().step, attempt_});
+  model_is_trained_ = true;
+}
+
+// ---- evaluate ----
+
+// Tells the rows of an evaluation that was finished before, so that nobody misses them after a restart.
+bool JobRun::SendFinishedEvaluation() {
+  const nlohmann::json document = ReadJsonOrNull(options_.work / "evaluation.json");
+  try {
+    if (document.is_null() || document.at("checkpoint") != resume_->name) return false;
+    for (const auto& item : document.at("rows")) {
+      const EvaluationRow row = EvaluationRowOf(item);
+      session_.Send(
+          lines::Evaluation{row.model, row.length, row.protocol, row.perplexity, row.loss, row.tokens, row.step});
+    }
+    return true;
+  } catch (const nlohmann::json::exception&) {
+    return false;
+  }
+}
+
+std::vector<EvaluationRow> JobRun::EvaluateRows(const std::vector<std::string>& models, CausalLm& model,
+                                                bool* stopped) {
+  EvaluationPlan plan;
+  plan.models = models;
+  plan.lengths = EvaluationLengths(options_.spec, model.config().original_max_position_embeddings);
+  plan.protocol = options_.spec.evaluation.protocol;
+  plan.step = resume_->state.step;
+  EvaluationHooks hooks;
+  hooks.stop_requested = [this] { return session_.stop_requested(); };
+  hooks.warning = [this](const std::string& message) {
+    if (speaks()) Warn(message);
+  };
+  hooks.row = [this](const EvaluationRow& row) {
+    if (!speaks()) return;
+    spdlog::info("{:>8} at {:>6} tokens: perplexity {:.4f} ({} tokens scored)", row.model, row.length, row.perplexity,
+                 row.tokens);
+    session_.Send(
+        lines::Evaluation{row.model, row.length, row.protocol, row.perplexity, row.loss, row.tokens, row.step});
+  };
+  hooks.progress = [this](int64_t done, int64_t total) {
+    if (speaks()) session_.Send(lines::Progress{"evaluate", done, total, {}});
+  };
+  EvaluationResult result = EvaluatePerplexity(model, *dataset_, *ranks_, plan, hooks);
+  *stopped = result.stopped;
+  return std::move(result.rows);
+}
+
+void JobRun::EvaluatePhase() {
+  if (!resume_) throw UserError("no checkpoint in " + (options_.work / "checkpoints").string() + ": train first");
+  // Rank 0 says whether there is anything to do: the others may not see its file yet.
+  bool done = false;
+  if (speaks()) {
+    done = options_.command == "run" && SendFinishedEvaluation();
+    ranks_->Publish("evaluated", done ? "yes" : "no");
+  } else {
+    done = ranks_->Get("evaluated", [this] { ThrowIfStopped(); }) == "yes";
+  }
+  if (done) return;
+  BeginPhase("evaluate");
+  if (!dataset_) dataset_.emplace(Dataset::Open(options_.work));
+  LoadModel();
+  if (!model_is_trained_) LoadTrainedWeights(options_.work / "checkpoints" / resume_->name, options_.spec, *model_);
+  model_is_trained_ = true;
+  if (!joined_) ranks_->Join();
+  joined_ = true;
+
+  // Random initial weights are no base to compare with; positions that stay as they are need no row of their own.
+  std::vector<std::string> untrained;
+  const ModelConfig& config = model_->config();
+  const bool rescaled = config.rope.linear_factor != config.original_rope.linear_factor ||
+                        config.rope.theta != config.original_rope.theta;
+  if (options_.spec.model.init == jobfile::ModelInit::kWeights) untrained.push_back("base");
+  if (!untrained.empty() && rescaled) untrained.push_back("rescaled");
+
+  std::vector<EvaluationRow> rows;
+  bool stopped = false;
+  if (options_.spec.method.kind == jobfile::MethodKind::kFull && !untrained.empty()) {
+    // The trained model has lost the base's weights.
+    ModelOptions options;
+    options.spec = options_.spec;
+    rows = EvaluateRows(untrained, *CausalLm::Load(options), &stopped);
+    untrained.clear();
+  }
+  untrained.push_back("extended");
+  if (!stopped) {
+    for (EvaluationRow& row : EvaluateRows(untrained, *model_, &stopped)) rows.push_back(std::move(row));
+  }
+  if (stopped) throw StopRequested{};
+  if (!speaks()) return;
+  nlohmann::json document = {
+      {"job", job_}, {"checkpoint", resume_->name}, {"step", resume_->state.step}, {"attention", "full"}};
+  document["protocol"] = options_.spec.evaluation.protocol == jobfile::EvaluationProtocol::kPaper ? "paper" : "windows";
+  document["rows"] = nlohmann::json::array();
+  for (const EvaluationRow& row : rows) document["rows"].push_back(ToDocument(row));
+  storage::WriteFileAtomically(options_.work / "evaluation.json", document.dump(2) + "\n");
+}
+
+// ---- export ----
+
+bool JobRun::ExportIsDone() const {
+  const nlohmann::json card = ReadJsonOrNull(options_.work / "run_card.json");
+  if (!card.is_object() || card.value("checkpoint", "") != resume_->name) return false;
+  const bool adapter = options_.spec.output.adapter && options_.spec.method.kind != jobfile::MethodKind::kFull;
+  return (!adapter || fs::exists(options_.work / "adapter")) &&
+         (!options_.spec.output.merged || fs::exists(options_.work / "merged"));
+}
+
+void JobRun::ExportPhase() {
+  if (!resume_) throw UserError("no checkpoint in " + (options_.work / "checkpoints").string() + ": train first");
+  const bool adapter = options_.spec.output.adapter && options_.spec.method.kind != jobfile::MethodKind::kFull;
+  if (options_.command != "run" || !ExportIsDone()) {
+    BeginPhase("export");
+    session_.Send(lines::Expect{"export", 3600});
+    LoadModel();
+    if (!model_is_trained_) LoadTrainedWeights(options_.work / "checkpoints" / resume_->name, options_.spec, *model_);
+    model_is_trained_ = true;
+    if (adapter) ExportAdapter(options_.spec, *model_, options_.work);
+    if (options_.spec.output.merged) ExportMerged(options_.spec, *model_, options_.work);
+    RunCardFacts facts;
+    facts.job = job_;
+    facts.checkpoint = resume_->name;
+    facts.state = resume_->state;
+    facts.state.memory_peak_bytes = std::max(facts.state.memory_peak_bytes, MemoryPeakBytes());
+    facts.dataset = ReadJsonOrNull(options_.work / "dataset.json");
+    facts.evaluation = ReadJsonOrNull(options_.work / "evaluation.json");
+    facts.version = kVersion;
+    WriteRunCard(options_.spec, *model_, facts, options_.work);
+  }
+  if (adapter) session_.Send(lines::Artifact{"adapter", "adapter"});
+  if (options_.spec.output.merged) session_.Send(lines::Artifact{"merged", "merged"});
+  session_.Send(lines::Artifact{"run_card", "run_card.md"});
+}
+
+}  // namespace
+
+ExitCode Run(const RunOptions& options, Session& session) { return JobRun(options, session).Run(); }
+
+}  // namespace longspan::trainer

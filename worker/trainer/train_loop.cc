@@ -1,0 +1,349 @@
+#include "worker/trainer/train_loop.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "proto/jobfile/job_file.h"
+#include "worker/planner/flops.h"
+#include "worker/trainer/adapters/adapter_plan.h"
+#include "worker/trainer/checkpoint/adapter_config.h"
+#include "worker/trainer/errors.h"
+#include "worker/trainer/model/safetensors.h"
+#include "worker/trainer/optim/schedule.h"
+#include "worker/trainer/weights_of_job.h"
+
+namespace longspan::trainer {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double SecondsSince(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+
+std::vector<OptimizedTensor> OptimizedTensors(CausalLm& model) {
+  std::vector<OptimizedTensor> tensors;
+  for (const Trainable& trainable : model.trainables())
+    tensors.push_back({trainable.name, trainable.value, trainable.gradient});
+  return tensors;
+}
+
+std::vector<at::Tensor> Gradients(CausalLm& model) {
+  std::vector<at::Tensor> gradients;
+  for (const Trainable& trainable : model.trainables()) gradients.push_back(trainable.gradient);
+  return gradients;
+}
+
+double FlopsPerSequence(const jobfile::JobSpec& spec, const ModelConfig& config) {
+  const planner::ModelShape shape{config.hidden_size, config.intermediate_size, config.num_hidden_layers,
+                                  config.vocab_size};
+  const bool s2 = spec.attention.kind == jobfile::AttentionKind::kS2;
+  const int64_t attended = s2 ? jobfile::ResolvedGroupSize(spec) : spec.context_length;
+  return planner::TrainingFlopsOfSequence(planner::ForwardFlopsOfSequence(shape, spec.context_length, attended),
+                                          spec.method.kind == jobfile::MethodKind::kFull);
+}
+
+// JSON has no NaN: as in the line protocol, such a number travels as text.
+nlohmann::json Number(double value) {
+  if (std::isnan(value)) return "nan";
+  if (std::isinf(value)) return value > 0 ? "inf" : "-inf";
+  return value;
+}
+
+}  // namespace
+
+int64_t MemoryPeakBytes() {
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+  return static_cast<int64_t>(usage.ru_maxrss) * 1024;
+}
+
+TrainLoop::TrainLoop(const TrainOptions& options, CausalLm& model, const Dataset& dataset, Communicator& ranks,
+                     Session& session, const std::optional<LoadedCheckpoint>& resume)
+    : options_(options),
+      model_(model),
+      dataset_(dataset),
+      ranks_(ranks),
+      session_(session),
+      gradients_(Gradients(model)),
+      optimizer_(OptimizedTensors(model), AdamWOptionsOf(options.spec.training)),
+      reducer_(ranks, gradients_),
+      writer_(options.work / "checkpoints"),
+      begin_(Clock::now()),
+      flops_per_sequence_(FlopsPerSequence(options.spec, model.config())) {
+  if (resume) {
+    state_ = resume->state;
+    seconds_before_ = state_.seconds_total;
+    last_saved_step_ = state_.step;
+    optimizer_.Load(resume->optimizer, state_.updates);
+    model_.ValuesChanged();
+  }
+  state_.ranks = ranks.world_size();
+  state_.threads = options.threads;
+  state_.version = options.version;
+  state_.dataset = dataset.key();
+  state_.spec = jobfile::ToDocument(options.spec);
+  if (ranks_.rank() == 0) {
+    RemovePartialCheckpoints(options_.work / "checkpoints", options_.attempt);
+    KeepProgressUpTo(state_.step);
+  }
+}
+
+TrainLoop::Outcome TrainLoop::Run() {
+  const int64_t steps = options_.spec.training.steps;
+  while (state_.step < steps) {
+    const auto begin = Clock::now();
+    StepResult result = Step();
+    state_.seconds_total = seconds_before_ + SecondsSince(begin_);
+    state_.memory_peak_bytes = std::max(state_.memory_peak_bytes, MemoryPeakBytes());
+    Report(result, SecondsSince(begin));
+    FinishCheckpoint(/*wait=*/false);
+    HandleRecorded();
+
+    const bool last = state_.step == steps;
+    const int64_t every = options_.spec.checkpoint.every_steps;
+    const bool due = last || (every > 0 && state_.step % every == 0);
+    if (due || result.word.checkpoint_now || (result.word.stop && result.word.stop_with_checkpoint)) SaveCheckpoint();
+    if (result.word.stop && !last) {
+      FinishCheckpoint(/*wait=*/true);
+      return Outcome::kStopped;
+    }
+    if (result.skipped && state_.nonfinite_steps_in_a_row >= kNonfiniteStepsInARowMax) CountSkipped(result);
+    const int64_t evaluate_every = options_.spec.evaluation.every_steps;
+    if (!last && evaluate_every > 0 && state_.step % evaluate_every == 0) {
+      if (EvaluateNow()) {
+        if (last_saved_step_ != state_.step) SaveCheckpoint();
+        FinishCheckpoint(/*wait=*/true);
+        return Outcome::kStopped;
+      }
+    }
+  }
+  if (last_saved_step_ != state_.step) SaveCheckpoint();
+  FinishCheckpoint(/*wait=*/true);
+  return Outcome::kFinished;
+}
+
+TrainLoop::StepResult TrainLoop::Step() {
+  StepResult result;
+  const int64_t global_batch = options_.spec.training.global_batch;
+  const auto data_begin = Clock::now();
+  const BatchSlice slice = SliceOfRank(global_batch, ranks_.rank(), ranks_.world_size());
+  const at::Tensor rows = RowsOfThisRank(slice);
+  result.times.data = SecondsSince(data_begin);
+
+  model_.ZeroGradients();
+  ControlWord local;
+  RunMicroBatches(rows, slice.begin, local, result.times);
+  local.stop = session_.stop_requested();
+  local.stop_with_checkpoint = local.stop && session_.stop_with_checkpoint();
+  local.checkpoint_now = session_.TakeCheckpointRequest();
+  const auto reduce_begin = Clock::now();
+  result.word = reducer_.Finish(local);
+  result.times.allreduce = SecondsSince(reduce_begin);
+
+  const auto optimizer_begin = Clock::now();
+  Update(result);
+  result.times.optimizer = SecondsSince(optimizer_begin);
+
+  ++state_.step;
+  state_.tokens_total += global_batch * options_.spec.context_length;
+  state_.model_flops_total += flops_per_sequence_ * static_cast<double>(global_batch);
+  return result;
+}
+
+at::Tensor TrainLoop::RowsOfThisRank(BatchSlice slice) const {
+  const std::vector<int64_t> ids = dataset_.SequenceIds(static_cast<uint64_t>(options_.spec.training.seed), state_.step,
+                                                        options_.spec.training.global_batch);
+  const int64_t length = options_.spec.context_length;
+  at::Tensor rows = at::empty({slice.end - slice.begin, length}, at::kLong);
+  for (int64_t row = slice.begin; row < slice.end; ++row) {
+    dataset_.Sequence(ids[static_cast<size_t>(row)], rows.mutable_data_ptr<int64_t>() + (row - slice.begin) * length);
+  }
+  return rows;
+}
+
+void TrainLoop::RunMicroBatches(const at::Tensor& rows, int64_t first_row, ControlWord& word, StepTimes& times) {
+  const int64_t count = rows.size(0);
+  const int64_t micro = std::max<int64_t>(1, options_.spec.training.micro_batch.value_or(1));
+  for (int64_t begin = 0; begin < count; begin += micro) {
+    const bool last = begin + micro >= count;
+    Batch batch;
+    batch.input_ids = rows.narrow(0, begin, std::min(micro, count - begin));
+    batch.labels = batch.input_ids;
+    batch.step = state_.step;
+    batch.first_sequence_index = first_row + begin;
+    // The first gradient that is complete marks where the forward pass has ended.
+    const auto forward_begin = Clock::now();
+    std::optional<Clock::time_point> first_gradient;
+    const LossSum loss = model_.ForwardBackward(batch, [&](size_t index) {
+      if (!first_gradient) first_gradient = Clock::now();
+      if (last) reducer_.Ready(index);
+    });
+    const auto end = Clock::now();
+    const auto border = first_gradient.value_or(end);
+    times.forward += std::chrono::duration<double>(border - forward_begin).count();
+    times.backward += std::chrono::duration<double>(end - border).count();
+    word.loss_sum += loss.loss;
+    word.scored_tokens += loss.tokens;
+  }
+}
+
+// Everything here follows from reduced numbers, which are equal on all ranks: so is what is done.
+void TrainLoop::Update(StepResult& result) {
+  const double tokens = static_cast<double>(result.word.scored_tokens);
+  result.loss = result.word.loss_sum / tokens;
+  if (result.word.scored_tokens > 0) {
+    for (at::Tensor& gradient : gradients_) gradient.mul_(1.0 / tokens);
+  }
+  result.norm = GlobalNorm(gradients_);
+  if (!options_.dump_gradients.empty()) DumpGradients(result);
+  result.skipped = result.word.scored_tokens == 0 || !std::isfinite(result.loss) || !std::isfinite(result.norm);
+  if (result.skipped) {
+    ++state_.nonfinite_steps;
+    ++state_.nonfinite_steps_in_a_row;
+    return;
+  }
+  ClipGradients(gradients_, result.norm, options_.spec.training.clip_norm);
+  result.learning_rate = LearningRate(options_.spec.training, optimizer_.updates() + 1);
+  optimizer_.Step(result.learning_rate);
+  model_.ValuesChanged();
+  state_.updates = optimizer_.updates();
+  state_.nonfinite_steps_in_a_row = 0;
+  state_.loss = result.loss;
+}
+
+void TrainLoop::CountSkipped(const StepResult& result) {
+  throw UserError(fmt::format(
+      "{} steps in a row had no usable loss or gradient (loss {}, gradient norm {}, {} scored tokens at step "
+      "{}): lower training.learning_rate or check the data",
+      state_.nonfinite_steps_in_a_row, result.loss, result.norm, result.word.scored_tokens, state_.step));
+}
+
+void TrainLoop::SaveCheckpoint() {
+  last_saved_step_ = state_.step;
+  if (ranks_.rank() != 0) return;
+  FinishCheckpoint(/*wait=*/true);
+  session_.Send(lines::Expect{"checkpoint", 600});
+  Snapshot snapshot;
+  snapshot.job = options_.job;
+  snapshot.attempt = options_.attempt;
+  snapshot.state = state_;
+  snapshot.weights_file = WeightsFileOf(options_.spec);
+  snapshot.weights = SavedTensors(model_.trainables(), model_.config().tie_word_embeddings);
+  snapshot.adapter_config = AdapterConfigOf(options_.spec, model_);
+  snapshot.optimizer = optimizer_.states();
+  writer_.Start(CopyToHost(std::move(snapshot)));
+}
+
+void TrainLoop::FinishCheckpoint(bool wait) {
+  if (ranks_.rank() != 0) return;
+  const auto written = wait ? writer_.Wait() : writer_.Poll();
+  if (written) Announce(*written);
+}
+
+void TrainLoop::Announce(const WrittenCheckpoint& written) {
+  spdlog::info("checkpoint {} is safe: {} bytes in {:.2f} s", written.name, written.size_bytes, written.seconds);
+  session_.Send(
+      lines::Checkpoint{written.name, written.step, written.manifest_sha256, written.size_bytes, written.seconds});
+  if (!options_.under_service) DeleteOlderThan({written.step, options_.attempt});
+}
+
+void TrainLoop::HandleRecorded() {
+  for (const std::string& recorded : session_.TakeRecorded()) {
+    const auto name = ParseCheckpointName(recorded);
+    if (name && ranks_.rank() == 0) DeleteOlderThan(*name);
+  }
+}
+
+void TrainLoop::DeleteOlderThan(const CheckpointName& newest) {
+  const auto folder = options_.work / "checkpoints";
+  const auto& keep = options_.spec.checkpoint;
+  for (const CheckpointName& name :
+       CheckpointsToDelete(ListCheckpoints(folder), newest, keep.keep_last, keep.keep_every)) {
+    spdlog::info("deleting checkpoint {}", ToString(name));
+    DeleteCheckpoint(folder, name);
+  }
+}
+
+bool TrainLoop::EvaluateNow() {
+  EvaluationPlan plan;
+  plan.models = {"extended"};
+  plan.lengths = EvaluationLengths(options_.spec, model_.config().original_max_position_embeddings);
+  plan.protocol = options_.spec.evaluation.protocol;
+  plan.step = state_.step;
+  EvaluationHooks hooks;
+  const bool speaks = ranks_.rank() == 0;
+  hooks.stop_requested = [this] { return session_.stop_requested(); };
+  hooks.row = [&](const EvaluationRow& row) {
+    if (!speaks) return;
+    spdlog::info("step {}: perplexity {:.4f} at {} tokens", row.step, row.perplexity, row.length);
+    session_.Send(
+        lines::Evaluation{row.model, row.length, row.protocol, row.perplexity, row.loss, row.tokens, row.step});
+    nlohmann::json line = ToDocument(row);
+    line["phase"] = "evaluate";
+    progress_ << line.dump() << '\n' << std::flush;
+  };
+  if (speaks) session_.Send(lines::Expect{"evaluation", 3600});
+  return EvaluatePerplexity(model_, dataset_, ranks_, plan, hooks).stopped;
+}
+
+void TrainLoop::Report(const StepResult& result, double seconds) {
+  if (ranks_.rank() != 0) return;
+  const double tokens = static_cast<double>(options_.spec.training.global_batch * options_.spec.context_length);
+  lines::Progress progress{"train", state_.step, options_.spec.training.steps, {}};
+  progress.values = {{"loss", result.loss},
+                     {"grad_norm", result.norm},
+                     {"learning_rate", result.learning_rate},
+                     {"tokens_total", static_cast<double>(state_.tokens_total)},
+                     {"tokens_per_second", tokens / seconds},
+                     {"model_flops_total", state_.model_flops_total},
+                     {"nonfinite_steps", static_cast<double>(state_.nonfinite_steps)},
+                     {"memory_peak_bytes", static_cast<double>(state_.memory_peak_bytes)},
+                     {"allreduce_bytes", static_cast<double>(ranks_.allreduce_bytes())},
+                     {"seconds_step", seconds},
+                     {"seconds_data", result.times.data},
+                     {"seconds_forward", result.times.forward},
+                     {"seconds_backward", result.times.backward},
+                     {"seconds_allreduce", result.times.allreduce},
+                     {"seconds_optimizer", result.times.optimizer}};
+  session_.Send(progress);
+  nlohmann::json line = {{"phase", "train"}, {"step", state_.step}, {"attempt", options_.attempt}};
+  for (const auto& [name, value] : progress.values) line[name] = Number(value);
+  progress_ << line.dump() << '\n' << std::flush;
+  spdlog::info("step {}/{}: loss {:.4f}, gradient norm {:.3f}, learning rate {:.2e}, {:.0f} tokens/s{}", state_.step,
+               options_.spec.training.steps, result.loss, result.norm, result.learning_rate, tokens / seconds,
+               result.skipped ? ", skipped" : "");
+}
+
+// The reduced gradients of a step as the probe would write them, with the tokens of the whole global batch.
+void TrainLoop::DumpGradients(const StepResult& result) {
+  if (ranks_.rank() != 0) return;
+  std::filesystem::create_directories(options_.dump_gradients);
+  std::vector<NamedTensor> tensors = {{"input_ids", RowsOfThisRank({0, options_.spec.training.global_batch})},
+                                      {"loss", at::full({}, result.loss, at::kFloat)}};
+  for (const Trainable& trainable : model_.trainables())
+    tensors.emplace_back("grad." + trainable.name, trainable.gradient);
+  const std::string name = fmt::format("step-{:08}.safetensors", state_.step + 1);
+  WriteSafetensors((options_.dump_gradients / name).string(), tensors);
+}
+
+// Lines of steps that a resumed run computes again are taken away; whole lines stay as they are.
+void TrainLoop::KeepProgressUpTo(int64_t step) {
+  const auto path = options_.work / "progress.jsonl";
+  std::string kept;
+  std::ifstream old(path);
+  for (std::string line; std::getline(old, line);) {
+    const auto document = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (document.is_object() && document.value("step", int64_t{0}) <= step && step > 0) kept += line + "\n";
+  }
+  old.close();
+  progress_.open(path, std::ios::trunc);
+  progress_ << kept << std::flush;
+  if (!progress_) throw InfrastructureError("cannot write " + path.string());
+}
+
+}  // namespace longspan::trainer
