@@ -66,7 +66,7 @@ void Core::State::ExpireLeases() {
         if (!IsLive(attempt)) continue;
         Cause cause;
         cause.message = fmt::format("rank {} was lost: worker {} has not reported for {:.0f} s", rank_number, worker_id,
-                                    absl::ToDoubleSeconds(now_ - worker.last_seen));
+                                    absl::ToDoubleSeconds(now_ - std::max(worker.last_seen, restart_time_)));
         cause.worker_id = worker_id;
         cause.time = now_;
         FailAttempt(job, attempt, std::move(cause));
@@ -143,6 +143,7 @@ scheduler::Snapshot Core::State::TakeSnapshot() const {
     scheduler::WorkerSlots slots;
     slots.id = worker_id;
     slots.up = worker.up;
+    slots.expected = !worker.up && worker.lease_end != kNever;
     slots.draining = worker.draining || worker.leaving;
     slots.slot_count = static_cast<int64_t>(worker.slots.size());
     std::set<int64_t> taken;

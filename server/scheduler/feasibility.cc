@@ -13,7 +13,7 @@ bool IsAvoided(const WaitingJob& job, const WorkerSlots& worker) {
 int64_t OpenSlots(const std::vector<WorkerSlots>& workers) {
   int64_t slots = 0;
   for (const WorkerSlots& worker : workers) {
-    if (IsOpen(worker)) slots += worker.slot_count;
+    if (IsOpen(worker) || (worker.expected && !worker.draining)) slots += worker.slot_count;
   }
   return slots;
 }

@@ -11,7 +11,7 @@ bool IsOpen(const WorkerSlots& worker);
 // The job failed there lately. Not a hard constraint: placement tries without such workers first.
 bool IsAvoided(const WaitingJob& job, const WorkerSlots& worker);
 
-// Slots of the open workers, taken or not.
+// Slots, taken or not, of the workers that are open or expected to be.
 int64_t OpenSlots(const std::vector<WorkerSlots>& workers);
 
 }  // namespace longspan::scheduler

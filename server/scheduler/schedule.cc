@@ -41,7 +41,7 @@ class Pass {
     if (!any_open_) return Wait(job, kNoWorkers, "no worker is up and open for new ranks");
     if (job.slots > open_slots_) {
       return Wait(job, kGangExceedsCluster,
-                  fmt::format("needs {}, all workers that are up have {}", Slots(job.slots), open_slots_));
+                  fmt::format("needs {}, all workers that are there have {}", Slots(job.slots), open_slots_));
     }
     if (job.slots > 0 && blocked_by_ != nullptr) {
       return Wait(job, kBehindInQueue,

@@ -6,9 +6,9 @@
 // Pure: the same snapshot and time give the same plan; nothing is remembered between passes. The caller applies the
 // plan to the state that the snapshot was taken of.
 //
-// Order: priority (higher first), submit time, id. A job that could run on the workers that are up, but not now, holds
-// back the jobs behind it, so that small jobs cannot starve a large one; a job that no set of present workers could
-// hold does not. A job that must wait a moment (backoff, old ranks stopping) keeps the slots it would get. A job
+// Order: priority (higher first), submit time, id. A job that could run on the workers that are there, but not now,
+// holds back the jobs behind it, so that small jobs cannot starve a large one; a job that no set of present workers
+// could hold does not. A job that must wait a moment (backoff, old ranks stopping) keeps the slots it would get. A job
 // without slots (prepare) is never held back.
 //
 // Not here yet: fair share over queues, quotas, backfill by run-time estimates, preemption.
@@ -26,6 +26,7 @@ namespace longspan::scheduler {
 struct WorkerSlots {
   WorkerId id;
   bool up = false;
+  bool expected = false;  // not up, but may come back in a moment: the server has just restarted
   bool draining = false;  // drained, or leaving by itself
   int64_t slot_count = 0;
   std::vector<int64_t> free_slots;  // ascending

@@ -1,0 +1,304 @@
+// Runs the transcripts of the core: prose, commands, "----", what came out. LONGSPAN_REWRITE=1 writes what came out
+// into the files.
+//
+//   submit NAME [slots=N] [priority=N] [max_attempts=N] [max_run_time=D] [request=R] [content=C]   job-NAME
+//   worker NAME slots=N           a daemon starts          restart-worker NAME    its process is replaced
+//   sync NAME...                  report, answer, and what the daemon does about it ("*": all of them, twice)
+//   report NAME                   a report whose answer is lost
+//   rank JOB/ATTEMPT/RANK [running] [exit=N] [signal=N] [class=infrastructure|user|resource] [message=M] [age=D]
+//   [phase=P step=N]
+//        [checkpoint=NAME@STEP] [store=ADDRESS] [expect=D]         what a process does; told at the next sync
+//   cancel|pause|resume JOB       drain|undrain WORKER     advance DURATION       restart-server
+//   show JOB                      workers                  desired WORKER
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <fstream>
+#include <map>
+#include <sstream>
+
+#include "server/core/core.h"
+#include "tests/server/fakes/fake_worker.h"
+#include "tests/server/fakes/memory_store.h"
+#include "tests/test_paths.h"
+
+namespace longspan::core {
+namespace {
+
+using ::longspan::testing::FakeWorker;
+using ::longspan::testing::MemoryStore;
+
+std::string Text(const absl::Status& status) {
+  return absl::StatusCodeToString(status.code()) + ": " + std::string(status.message().data(), status.message().size());
+}
+
+class Transcript {
+ public:
+  Transcript() { StartServer(); }
+
+  std::string Run(const std::string& line) {
+    out_.clear();
+    std::istringstream words(line);
+    words >> command_;
+    arguments_.clear();
+    options_.clear();
+    for (std::string word; words >> word;) {
+      const size_t equals = word.find('=');
+      if (equals == std::string::npos) {
+        arguments_.push_back(word);
+      } else {
+        std::string value = word.substr(equals + 1);
+        for (char& c : value) c = c == '_' ? ' ' : c;  // a message in one word
+        options_[word.substr(0, equals)] = value;
+      }
+    }
+    Dispatch();
+    return out_;
+  }
+
+ private:
+  void Dispatch() {
+    if (command_ == "submit") return Submit();
+    if (command_ == "worker") return AddWorker();
+    if (command_ == "restart-worker") return Worker(Argument(0)).Restart();
+    if (command_ == "sync") return Sync();
+    if (command_ == "report") return (void)Step(Worker(Argument(0)).MakeReport(now_));
+    if (command_ == "rank") return ChangeRank();
+    if (command_ == "cancel") return (void)Step(CancelRequested{JobId(Argument(0))});
+    if (command_ == "pause") return (void)Step(PauseRequested{JobId(Argument(0))});
+    if (command_ == "resume") return (void)Step(ResumeRequested{JobId(Argument(0))});
+    if (command_ == "drain") return (void)Step(DrainRequested{WorkerId(Argument(0))});
+    if (command_ == "undrain") return (void)Step(UndrainRequested{WorkerId(Argument(0))});
+    if (command_ == "advance") return Advance();
+    if (command_ == "restart-server") return StartServer();
+    if (command_ == "show") return Show();
+    if (command_ == "workers") return ShowWorkers();
+    if (command_ == "desired") return ShowDesired();
+    Print("unknown command " + command_);
+  }
+
+  void StartServer() {
+    CoreOptions options;
+    options.jobs_folder = "/storage/jobs";
+    core_ = std::make_unique<Core>(options);
+    Step(Restarted{store_.Load()});
+  }
+
+  Effects Step(const Event& event) {
+    Effects effects = core_->Step(event, now_);
+    store_.Commit(effects.transaction);
+    for (const auto& [job_id, row] : effects.transaction.events) {
+      std::string message = row.message;
+      for (size_t at = 0; (at = message.find('\n', at)) != std::string::npos; at += 3) message.replace(at, 1, " | ");
+      Print(fmt::format("{} {} {}: {}", job_id, Name(row.state), row.reason, message));
+    }
+    if (const auto* reply = std::get_if<CommandReply>(&effects.reply); reply && !reply->status.ok())
+      Print(Text(reply->status));
+    if (const auto* reply = std::get_if<ReportReply>(&effects.reply); reply && !reply->status.ok())
+      Print(Text(reply->status));
+    if (effects.tick_soon) Step(Tick{});
+    return effects;
+  }
+
+  void Submit() {
+    Job job;
+    job.name = Argument(0);
+    job.id = JobId("job-" + job.name);
+    job.request_id = Option("request", job.name);
+    if (job.request_id != job.name) job.id = JobId(job.id.value() + "-again");
+    job.content_hash = Option("content", "same");
+    job.queue = "default";
+    job.slots = Number("slots", 1);
+    job.priority = Number("priority", 50);
+    job.max_attempts = Number("max_attempts", 20);
+    if (options_.contains("max_run_time")) job.max_run_time = Duration("max_run_time");
+    const SubmitReply reply = std::get<SubmitReply>(Step(JobSubmitted{job}).reply);
+    if (!reply.status.ok()) Print(Text(reply.status));
+    if (reply.already_submitted) Print(fmt::format("already submitted as {}", reply.job_id));
+  }
+
+  void AddWorker() {
+    const WorkerId id(Argument(0));
+    workers_.emplace(id, FakeWorker(id, Number("slots", 1)));
+    SyncOne(Worker(id.value()));
+  }
+
+  void Sync() {
+    if (Argument(0) == "*") {
+      for (int round = 0; round < 2; ++round) {
+        for (auto& [id, worker] : workers_) SyncOne(worker);
+      }
+      return;
+    }
+    for (const std::string& name : arguments_) SyncOne(Worker(name));
+  }
+
+  void SyncOne(FakeWorker& worker) {
+    const Effects effects = Step(worker.MakeReport(now_));
+    const ReportReply& reply = std::get<ReportReply>(effects.reply);
+    if (!reply.status.ok()) return;
+    for (const std::string& line : worker.Apply(reply, core_->Desired(worker.id()), now_)) {
+      Print(fmt::format("{}: {}", worker.id(), line));
+    }
+  }
+
+  void ChangeRank() {
+    const std::string& name = Argument(0);
+    const size_t first = name.find('/');
+    const size_t second = name.find('/', first + 1);
+    const FakeWorker::Key key(JobId(name.substr(0, first)), std::stoll(name.substr(first + 1)),
+                              std::stoll(name.substr(second + 1)));
+    FakeWorker* worker = nullptr;
+    for (auto& [id, candidate] : workers_) {
+      if (candidate.ranks().contains(key)) worker = &candidate;
+    }
+    if (worker == nullptr) return Print("no worker has " + name);
+    RankReport& report = worker->ranks().at(key).report;
+    if (arguments_.size() > 1 && arguments_[1] == "running") report.state = RankState::kRunning;
+    if (options_.contains("store")) report.store_address = options_["store"];
+    if (options_.contains("expect")) report.expect_no_progress = Duration("expect");
+    if (options_.contains("step")) worker->AddSample(key, PhaseOption(), Number("step", 0), now_);
+    if (options_.contains("checkpoint")) {
+      const std::string& text = options_["checkpoint"];
+      const size_t at = text.find('@');
+      worker->AddCheckpoint(key, text.substr(0, at), std::stoll(text.substr(at + 1)));
+    }
+    if (options_.contains("exit") || options_.contains("signal")) {
+      RankExit exit;
+      exit.exit_code = static_cast<int>(Number("exit", -1));
+      exit.signal = static_cast<int>(Number("signal", 0));
+      exit.message = Option("message", "");
+      exit.log_tail = Option("log", "");
+      const std::string failure_class = Option("class", "");
+      if (failure_class == "infrastructure") exit.failure_class = FailureClass::kInfrastructure;
+      if (failure_class == "user") exit.failure_class = FailureClass::kUser;
+      if (failure_class == "resource") exit.failure_class = FailureClass::kResource;
+      worker->Exit(key, exit, options_.contains("age") ? now_ - Duration("age") : now_);
+    }
+  }
+
+  void Advance() {
+    absl::Duration by;
+    if (!absl::ParseDuration(Argument(0), &by)) return Print("no duration: " + Argument(0));
+    const absl::Time end = now_ + by;
+    // Ticks come when they are due, so each deadline is met at its own time.
+    while (core_->NextDeadline() < end) {
+      now_ = std::max(now_, core_->NextDeadline());
+      Step(Tick{});
+    }
+    now_ = end;
+    Step(Tick{});
+  }
+
+  void Show() {
+    const absl::StatusOr<JobView> view = core_->ViewJob(JobId(Argument(0)));
+    if (!view.ok()) return Print(Text(view.status()));
+    const Job& job = view->job;
+    Print(fmt::format("{} {} {} phase={} attempt={} position={}", job.id, Name(job.state), job.reason, Name(job.phase),
+                      job.attempt, view->queue_position));
+    Print("  " + job.message);
+    if (view->progress) Print(fmt::format("  progress {} step {}", Name(view->progress->phase), view->progress->step));
+    if (view->latest_checkpoint) Print("  checkpoint " + view->latest_checkpoint->name);
+  }
+
+  void ShowWorkers() {
+    for (const WorkerView& view : core_->ListWorkers()) {
+      std::string slots;
+      for (const JobId& job : view.slot_jobs) slots += " " + (job.empty() ? "-" : job.value());
+      Print(fmt::format("{} {}{}:{}", view.worker.id, view.worker.up ? "up" : "down",
+                        view.worker.draining ? " draining" : "", slots));
+    }
+  }
+
+  void ShowDesired() {
+    for (const DesiredRank& rank : core_->Desired(WorkerId(Argument(0))).ranks) {
+      std::string recorded;
+      for (const std::string& name : rank.recorded_checkpoints) recorded += " " + name;
+      Print(fmt::format("{}/{} rank {} of {} {} {} resume={} recorded={}", rank.job_id, rank.attempt, rank.rank,
+                        rank.world_size, rank.command, rank.action == DesiredRank::Action::kRun ? "run" : "stop",
+                        rank.resume_from, recorded));
+    }
+  }
+
+  Phase PhaseOption() {
+    const std::string phase = Option("phase", "train");
+    for (const Phase candidate : {Phase::kPrepare, Phase::kTrain, Phase::kEvaluate, Phase::kExport}) {
+      std::string name = Name(candidate);
+      for (char& c : name) c = static_cast<char>(std::tolower(c));
+      if (name == phase) return candidate;
+    }
+    return Phase::kUnspecified;
+  }
+  const std::string& Argument(size_t i) { return arguments_.at(i); }
+  std::string Option(const std::string& name, const std::string& otherwise) {
+    return options_.contains(name) ? options_[name] : otherwise;
+  }
+  int64_t Number(const std::string& name, int64_t otherwise) {
+    return options_.contains(name) ? std::stoll(options_[name]) : otherwise;
+  }
+  absl::Duration Duration(const std::string& name) {
+    absl::Duration duration;
+    EXPECT_TRUE(absl::ParseDuration(options_[name], &duration)) << options_[name];
+    return duration;
+  }
+  FakeWorker& Worker(const std::string& name) { return workers_.at(WorkerId(name)); }
+  void Print(const std::string& line) { out_ += line + "\n"; }
+
+  absl::Time now_ = absl::FromUnixSeconds(1'000'000);
+  MemoryStore store_;
+  std::unique_ptr<Core> core_;
+  std::map<WorkerId, FakeWorker> workers_;
+  std::string command_;
+  std::vector<std::string> arguments_;
+  std::map<std::string, std::string> options_;
+  std::string out_;
+};
+
+// The file with what came out in the place of what was expected.
+std::string Play(const std::string& text) {
+  Transcript transcript;
+  std::istringstream lines(text);
+  std::string result;
+  std::string output;
+  bool expecting = false;
+  for (std::string line; std::getline(lines, line);) {
+    if (expecting) {
+      if (!line.empty()) continue;
+      expecting = false;
+    } else if (line == "----") {
+      result += "----\n" + output;
+      output.clear();
+      expecting = true;
+      continue;
+    } else if (!line.empty() && line[0] != '#') {
+      output += transcript.Run(line);
+    }
+    result += line + "\n";
+  }
+  return result;
+}
+
+class TranscriptTest : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(TranscriptTest, ComesOutAsWritten) {
+  const std::filesystem::path path = testing::SourceDir() / "tests/server/core/transcripts" / (GetParam() + ".txt");
+  std::ifstream file(path);
+  ASSERT_TRUE(file) << path;
+  std::stringstream content;
+  content << file.rdbuf();
+  const std::string played = Play(content.str());
+  if (std::getenv("LONGSPAN_REWRITE") != nullptr) {
+    std::ofstream(path) << played;
+    return;
+  }
+  EXPECT_EQ(played, content.str()) << "LONGSPAN_REWRITE=1 takes what came out as right";
+}
+
+INSTANTIATE_TEST_SUITE_P(Core, TranscriptTest,
+                         ::testing::Values("a_job_from_submit_to_success", "a_rank_fails", "cancel_and_pause",
+                                           "lease_and_fencing", "server_restart", "waiting_and_placement", "deadlines"),
+                         [](const auto& info) { return info.param; });
+
+}  // namespace
+}  // namespace longspan::core
