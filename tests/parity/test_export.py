@@ -12,10 +12,11 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from reference import compare, tiny_jobs, trainer, work_folder
+from reference.tensors import read_tensors
 from reference.tiny_models import TinyModel
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -40,7 +41,7 @@ class Exported:
 
 
 def folder_tensors(folder):
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in read_tensors(file).items()}
 
 
 VARIANTS = {
@@ -178,7 +179,7 @@ def test_only_what_trains_changes(name, exported):
 def test_merged_tensors_are_base_plus_scaled_product(name, exported):
     job = exported(name)
     base, merged = job.base_tensors(), job.merged_tensors()
-    stored = load_file(job.work / "adapter" / "adapter_model.safetensors")
+    stored = read_tensors(job.work / "adapter" / "adapter_model.safetensors")
     config = json.loads((job.work / "adapter" / "adapter_config.json").read_text())
     scale = config["lora_alpha"] / config["r"]
     tolerance = {torch.float32: 1e-6, torch.bfloat16: 2**-7}
@@ -203,7 +204,7 @@ def test_adapter_folder_has_exactly_what_peft_needs(name, exported):
     assert (config["r"], config["lora_alpha"]) == (method["rank"], method["alpha"])
     assert set(config["target_modules"]) == set(method.get("targets", LORA_TARGETS))
     assert config["peft_type"] == "LORA" and config["task_type"] == "CAUSAL_LM"
-    stored = load_file(folder / "adapter_model.safetensors")
+    stored = read_tensors(folder / "adapter_model.safetensors")
     layers = job.tiny.layers
     assert sum(".lora_A." in key for key in stored) == layers * len(config["target_modules"])
     saved = set(config.get("modules_to_save") or [])
@@ -284,7 +285,7 @@ def test_export_refuses_when_a_trained_tensor_is_missing(lost, exported, tmp_pat
     shutil.copytree(job.work, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns("adapter", "merged", "step-00000002*"))
     copy = work / "checkpoints" / checkpoint.name
     file = copy / "adapter_model.safetensors"
-    tensors = load_file(file)
+    tensors = read_tensors(file)
     name = next(key for key in sorted(tensors) if lost in key)
     del tensors[name]
     save_file(tensors, file, metadata={"format": "pt"})

@@ -134,6 +134,7 @@ ROPE = [
     Case("rope_scaled_model_multiplies", TinyModel(rope_factor=2.0), context=160, tokens=90),
     Case("rope_scaled_model_older_config", TinyModel(rope_factor=2.0, rope_style="scaling"), context=160, tokens=90),
     Case("rope_scaled_model_oldest_config", TinyModel(rope_factor=2.0, rope_style="scaling_type"), context=160, tokens=90),
+    Case("rope_scaled_model_both_keys", TinyModel(rope_factor=2.0, rope_style="both"), context=160, tokens=90),
     Case("rope_scaled_model_factor_given", TinyModel(rope_factor=4.0), rope=(("factor", 1.5),), kind="full"),
     Case("rope_scaled_model_kept", TinyModel(rope_factor=4.0), kind="full"),
     Case("rope_theta_of_new_config", TinyModel(rope_theta=500000.0)),

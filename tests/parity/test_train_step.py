@@ -7,9 +7,9 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from reference import compare, oracle, tiny_jobs, trainer, work_folder
+from reference.tensors import read_tensors
 from reference.tiny_models import TinyModel
 
 SMALL = TinyModel(hidden=36, heads=9, kv_heads=3, intermediate=48)
@@ -60,7 +60,7 @@ def with_changes(job, **changes):
 
 def dumped(folder):
     """By step: input_ids, loss and gradients of every step that ran."""
-    steps = {int(file.stem.removeprefix("step-")): load_file(file) for file in folder.glob("step-*.safetensors")}
+    steps = {int(file.stem.removeprefix("step-")): read_tensors(file) for file in folder.glob("step-*.safetensors")}
     assert steps, "--dump-gradients wrote nothing"
     return steps
 
@@ -72,7 +72,7 @@ def gradients_of(step):
 def trained_tensors(checkpoint):
     files = [file for name in ("adapter_model.safetensors", "model.safetensors") if (file := checkpoint / name).exists()]
     assert len(files) == 1, sorted(file.name for file in checkpoint.iterdir())
-    return load_file(files[0])
+    return read_tensors(files[0])
 
 
 METHODS = [

@@ -25,7 +25,7 @@ class TinyModel:
     max_position: int = 64
     rope_theta: float = 10000.0
     rope_factor: float | None = None  # the model is extended already, linearly
-    rope_style: str = "parameters"  # "parameters" (transformers 5) | "scaling" | "scaling_type" (older configs)
+    rope_style: str = "parameters"  # "parameters" (transformers 5) | "scaling" | "scaling_type" (older configs) | "both"
     dtype: str = "float32"  # of the stored weights
     sharded: bool = False
     eps: float = 1e-5
@@ -74,6 +74,9 @@ def _rewrite_rope(config_file, tiny):
     """The same settings as configs before transformers 5 state them."""
     config = json.loads(config_file.read_text())
     config.pop("rope_parameters", None)
+    if tiny.rope_style == "both":
+        # What a config edited by hand looks like; transformers prefers the older key.
+        config["rope_parameters"] = {"rope_type": "default", "rope_theta": tiny.rope_theta}
     config["rope_theta"] = tiny.rope_theta
     config["rope_scaling"] = None
     if tiny.rope_factor is not None:

@@ -3,7 +3,8 @@
 import json
 
 import numpy as np
-from safetensors.torch import load_file
+
+from .tensors import read_tensors
 
 
 def progress(work):
@@ -27,7 +28,7 @@ def checkpoint_tensors(folder):
     return {
         f"{file.name}:{name}": tensor
         for file in sorted(folder.glob("*.safetensors"))
-        for name, tensor in load_file(file).items()
+        for name, tensor in read_tensors(file).items()
     }
 
 
