@@ -79,6 +79,11 @@ class FakeFleet final : public v1::FleetService::Service {
     std::unique_lock lock(mutex_);
     return changed_.wait_for(lock, std::chrono::seconds(20), [&] { return condition(*this); });
   }
+  bool WaitUntil(std::chrono::steady_clock::time_point deadline,
+                 const std::function<bool(const FakeFleet&)>& condition) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_until(lock, deadline, [&] { return condition(*this); });
+  }
   template <class Function>
   auto Locked(Function function) {
     std::lock_guard lock(mutex_);
