@@ -1,0 +1,59 @@
+#include "server/store/migrations.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/server/store/temporary_folder.h"
+
+namespace longspan::store {
+namespace {
+
+class MigrationsTest : public ::testing::Test {
+ protected:
+  std::unique_ptr<Database> Open() {
+    return *Database::Open(folder_.File("db"), SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE);
+  }
+  testing::TemporaryFolder folder_;
+};
+
+TEST_F(MigrationsTest, AreNumberedWithoutGaps) {
+  int expected = 1;
+  for (const Migration& migration : Migrations()) EXPECT_EQ(migration.version, expected++);
+}
+
+TEST_F(MigrationsTest, BringAnEmptyDatabaseToTheNewestVersion) {
+  const auto database = Open();
+  ASSERT_EQ(*database->QueryText("PRAGMA user_version"), "0");
+  ASSERT_TRUE(Migrate(*database, Migrations()).ok());
+  EXPECT_EQ(*database->QueryText("PRAGMA user_version"), std::to_string(Migrations().back().version));
+  EXPECT_EQ(*database->QueryText("SELECT count(*) FROM jobs"), "0");
+  // Again: nothing to do.
+  EXPECT_TRUE(Migrate(*database, Migrations()).ok());
+}
+
+TEST_F(MigrationsTest, ApplyOnlyWhatIsMissingAndKeepTheRows) {
+  const std::vector<Migration> first = {{1, "CREATE TABLE t (a INTEGER); INSERT INTO t VALUES (7)"}};
+  const auto database = Open();
+  ASSERT_TRUE(Migrate(*database, first).ok());
+  std::vector<Migration> both = first;
+  both.push_back({2, "ALTER TABLE t ADD COLUMN b TEXT NOT NULL DEFAULT 'x'"});
+  ASSERT_TRUE(Migrate(*database, both).ok());
+  EXPECT_EQ(*database->QueryText("SELECT a || b FROM t"), "7x");
+}
+
+TEST_F(MigrationsTest, AFailedOneLeavesNothingBehind) {
+  const auto database = Open();
+  const absl::Status status = Migrate(*database, {{1, "CREATE TABLE t (a INTEGER); INSERT INTO missing VALUES (1)"}});
+  EXPECT_FALSE(status.ok());
+  EXPECT_EQ(*database->QueryText("PRAGMA user_version"), "0");
+  EXPECT_EQ(*database->QueryText("SELECT count(*) FROM sqlite_schema"), "0");
+}
+
+TEST_F(MigrationsTest, ADatabaseOfANewerProgramIsRefused) {
+  const auto database = Open();
+  ASSERT_TRUE(database->Execute("PRAGMA user_version = 99").ok());
+  const absl::Status status = Migrate(*database, Migrations());
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+}
+
+}  // namespace
+}  // namespace longspan::store
