@@ -324,7 +324,7 @@ def test_index_that_names_a_file_outside(tmp_path, trainer_binary):
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     index["weight_map"] = dict.fromkeys(index["weight_map"], "../secret.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert_refused(probe(job(folder), tmp_path), USER_DATA, "secret.safetensors")
+    assert_refused(probe(job(folder), tmp_path), USER_DATA, "model.safetensors.index.json")
 
 
 def test_adapter_folder_that_is_none(folder, tmp_path, trainer_binary):
