@@ -17,7 +17,11 @@ namespace {
 
 constexpr int kExitStopped = 40;  // of the trainer: stopped on request, after a checkpoint
 
-bool EndedWell(const Rank& rank) { return rank.exited && !rank.stopped && rank.exit_code == 0 && rank.signal == 0; }
+// A daemon gives a class to an exit code 0 that no `done` line came with.
+bool EndedWell(const Rank& rank) {
+  return rank.exited && !rank.stopped && rank.exit_code == 0 && rank.signal == 0 &&
+         rank.failure_class == FailureClass::kUnspecified;
+}
 bool StoppedOnRequest(const Rank& rank) { return rank.exited && (rank.stopped || rank.exit_code == kExitStopped); }
 
 // Trying again would end the same way.
