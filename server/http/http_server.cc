@@ -59,8 +59,8 @@ class HttpServer::State {
     Configure();
     port_ = port == 0 ? server_.bind_to_any_port(host) : server_.bind_to_port(host, port) ? port : -1;
     if (port_ <= 0) {
-      return absl::UnavailableError(
-          fmt::format("cannot listen on {}: is the address right, and is the port free?", options_.listen));
+      return absl::UnavailableError(fmt::format(
+          "cannot listen on {}: the port is in use, or the address is not one of this machine", options_.listen));
     }
     thread_ = std::thread([this] { server_.listen_after_bind(); });
     while (!server_.is_running()) std::this_thread::yield();  // Stop does nothing before

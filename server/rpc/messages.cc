@@ -10,8 +10,6 @@
 namespace longspan::rpc {
 namespace {
 
-// A log tail is quoted in messages and stored with the attempt.
-constexpr size_t kLogTailBytesMax = 4 * 1024;
 constexpr int kRanksMax = 4096;
 constexpr int kSlotsMax = 1024;
 
@@ -88,9 +86,8 @@ core::RankExit FromMessage(const v1::RankExit& message) {
   exit.signal = message.signal();
   exit.stopped = message.stopped();
   exit.failure_class = static_cast<core::FailureClass>(message.failure_class());
-  exit.message = message.message().substr(0, kLogTailBytesMax);
-  const size_t skipped = message.log_tail().size() - std::min(message.log_tail().size(), kLogTailBytesMax);
-  exit.log_tail = message.log_tail().substr(skipped);
+  exit.message = message.message();
+  exit.log_tail = message.log_tail();
   exit.age = absl::Milliseconds(std::max<int64_t>(0, message.age_ms()));
   return exit;
 }

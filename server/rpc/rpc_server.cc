@@ -112,8 +112,8 @@ absl::Status RpcServer::Serve() {
   builder.experimental().SetInterceptorCreators(std::move(interceptors));
   server_ = builder.BuildAndStart();
   if (server_ == nullptr || port_ == 0) {
-    return absl::UnavailableError(
-        fmt::format("cannot listen on {}: is the address right, and is the port free?", options_.listen));
+    return absl::UnavailableError(fmt::format(
+        "cannot listen on {}: the port is in use, or the address is not one of this machine", options_.listen));
   }
   return absl::OkStatus();
 }

@@ -1,0 +1,264 @@
+// longspan-server: flags, wiring, signals.
+#include <fmt/format.h>
+#include <grpc/support/log.h>
+#include <signal.h>
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "server/http/http_server.h"
+#include "server/rpc/rpc_server.h"
+#include "server/store/sqlite_store.h"
+
+namespace longspan {
+namespace {
+
+// A call that does not end, or a disk that hangs, must not keep the program from ending.
+constexpr int kExitAfterSeconds = 20;
+
+struct Flags {
+  std::string data_dir;
+  std::string storage;
+  std::string listen = "127.0.0.1:7450";
+  std::string http_listen = "127.0.0.1:7451";
+  std::string port_file;
+  std::string cluster;
+  std::vector<std::string> roots;
+  double lease_seconds = 60;
+  double slot_reuse_seconds = 0;
+  double restart_grace_seconds = 120;
+  double kill_grace_seconds = 10;
+  double retry_backoff_seconds = 1;
+  double start_deadline_seconds = 300;
+  rpc::TlsFiles tls;
+  std::string token_file;
+  std::string worker_token_file;
+  bool insecure = false;
+  bool metrics_need_token = false;
+  std::string log_level = "info";
+};
+
+void AddServeFlags(CLI::App* app, Flags* flags) {
+  app->set_config("--config", "", "File with any of these flags, `key = value` per line; unknown keys are errors");
+  app->allow_config_extras(CLI::config_extras_mode::error);
+  app->add_option("--data-dir", flags->data_dir, "Folder of the database, on a local disk")->required();
+  app->add_option("--storage", flags->storage, "Shared storage, as every worker sees it")->required();
+  app->add_option("--listen", flags->listen, "HOST:PORT of gRPC; port 0 takes a free one")->capture_default_str();
+  app->add_option("--http-listen", flags->http_listen,
+                  "HOST:PORT of /metrics, /healthz, /readyz, /targets and the status page")
+      ->capture_default_str();
+  app->add_option("--port-file", flags->port_file, "Written once ready: {\"grpc_port\": ..., \"http_port\": ...}");
+  app->add_option("--cluster", flags->cluster, "Name of the cluster, for people");
+  app->add_option("--root", flags->roots, "Folder that job paths may lie in; may be repeated; none: anywhere");
+  app->add_option("--lease-seconds", flags->lease_seconds, "A worker owns its ranks this long after its newest report")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app->add_option("--slot-reuse-seconds", flags->slot_reuse_seconds,
+                  "Its slots are given away this long after it; default: 1.25 leases")
+      ->check(CLI::NonNegativeNumber);
+  app->add_option("--restart-grace-seconds", flags->restart_grace_seconds,
+                  "Time for workers to report after a restart of the server")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app->add_option("--kill-grace-seconds", flags->kill_grace_seconds, "Time for a cancelled rank to stop")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app->add_option("--retry-backoff-seconds", flags->retry_backoff_seconds,
+                  "Wait before the first retry; doubles up to a minute")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app->add_option("--start-deadline-seconds", flags->start_deadline_seconds, "From placement until every rank must run")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app->add_option("--tls-cert", flags->tls.certificate, "Certificate chain, PEM");
+  app->add_option("--tls-key", flags->tls.key, "Its key, PEM");
+  app->add_option("--tls-ca", flags->tls.client_authority,
+                  "Authority of client certificates, PEM; makes them required");
+  app->add_option("--token-file", flags->token_file, "File with the token that every caller must send");
+  app->add_option("--worker-token-file", flags->worker_token_file,
+                  "File with the token of workers, instead of --token-file");
+  app->add_flag("--metrics-need-token", flags->metrics_need_token, "/metrics and /targets want the token too");
+  app->add_flag("--insecure", flags->insecure, "Allow plain text on more than the loopback interface");
+  app->add_option("--log-level", flags->log_level, "debug, info, warn or error")
+      ->check(CLI::IsMember({"debug", "info", "warn", "error"}))
+      ->capture_default_str();
+}
+
+core::CoreOptions CoreOptionsOf(const Flags& flags) {
+  core::CoreOptions options;
+  options.jobs_folder = (std::filesystem::path(flags.storage) / "jobs").string();
+  options.lease = absl::Seconds(flags.lease_seconds);
+  options.slot_reuse_after =
+      absl::Seconds(flags.slot_reuse_seconds > 0 ? flags.slot_reuse_seconds : flags.lease_seconds * 1.25);
+  options.restart_grace = absl::Seconds(flags.restart_grace_seconds);
+  options.kill_grace = absl::Seconds(flags.kill_grace_seconds);
+  options.backoff_first = absl::Seconds(flags.retry_backoff_seconds);
+  options.start_deadline = absl::Seconds(flags.start_deadline_seconds);
+  return options;
+}
+
+absl::Status CheckFlags(const Flags& flags, const core::CoreOptions& core) {
+  if (core.slot_reuse_after <= core.lease) {
+    return absl::InvalidArgumentError(
+        fmt::format("--slot-reuse-seconds must be above --lease-seconds ({}), or two jobs could "
+                    "hold one slot",
+                    flags.lease_seconds));
+  }
+  for (const std::string& root : flags.roots) {
+    if (!std::filesystem::path(root).is_absolute()) {
+      return absl::InvalidArgumentError(
+          fmt::format("--root {} is relative; give the absolute path as the workers see it", root));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<rpc::BearerToken> ReadToken(const std::string& path) {
+  if (path.empty()) return rpc::BearerToken();
+  return rpc::BearerToken::FromFile(path);
+}
+
+// Appears whole or not at all: whoever waits for it may read it as soon as it is there.
+absl::Status WritePortFile(const std::string& path, int grpc_port, int http_port) {
+  const std::string temporary = fmt::format("{}.{}", path, getpid());
+  {
+    std::ofstream file(temporary);
+    file << nlohmann::json{{"grpc_port", grpc_port}, {"http_port", http_port}}.dump() << "\n";
+    if (!file.flush()) return absl::UnavailableError(fmt::format("cannot write {}", temporary));
+  }
+  std::error_code error;
+  std::filesystem::rename(temporary, path, error);
+  if (error) return absl::UnavailableError(fmt::format("cannot write {}: {}", path, error.message()));
+  return absl::OkStatus();
+}
+
+// Threads that gRPC starts must not take the signals, so they are blocked before anything else and waited for in main.
+sigset_t BlockSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  return signals;
+}
+
+void StartExitTimer() {
+  std::thread([] {
+    std::this_thread::sleep_for(std::chrono::seconds(kExitAfterSeconds));
+    spdlog::error("not stopped after {} s; leaving without waiting any longer (everything acknowledged is stored)",
+                  kExitAfterSeconds);
+    spdlog::shutdown();
+    _exit(3);
+  }).detach();
+}
+
+absl::Status Serve(const Flags& flags) {
+  const sigset_t signals = BlockSignals();
+  const core::CoreOptions core_options = CoreOptionsOf(flags);
+  if (absl::Status checked = CheckFlags(flags, core_options); !checked.ok()) return checked;
+  const absl::StatusOr<rpc::BearerToken> token = ReadToken(flags.token_file);
+  if (!token.ok()) return token.status();
+  const absl::StatusOr<rpc::BearerToken> worker_token =
+      ReadToken(flags.worker_token_file.empty() ? flags.token_file : flags.worker_token_file);
+  if (!worker_token.ok()) return worker_token.status();
+  auto store = store::OpenSqliteStore((std::filesystem::path(flags.data_dir) / "longspan.db").string());
+  if (!store.ok()) return store.status();
+
+  http::ServerMetrics metrics;
+  auto http = http::HttpServer::Start(
+      {flags.http_listen, flags.insecure, *token, flags.metrics_need_token, LONGSPAN_VERSION}, &metrics);
+  if (!http.ok()) return http.status();
+
+  rpc::RpcServerOptions options;
+  options.listen = flags.listen;
+  options.tls = flags.tls;
+  options.insecure = flags.insecure;
+  options.storage = flags.storage;
+  options.coordinator.core = core_options;
+  options.coordinator.on_fatal = [](const absl::Status& cause) {
+    spdlog::critical("the database is not what this server wrote; stopping: {}", std::string(cause.message()));
+    kill(getpid(), SIGTERM);
+  };
+  options.training.token = *token;
+  options.training.roots.assign(flags.roots.begin(), flags.roots.end());
+  options.training.version = LONGSPAN_VERSION;
+  options.training.cluster = flags.cluster;
+  options.training.http_port = [port = (*http)->port()] { return port; };
+  options.fleet.token = *worker_token;
+  auto server = rpc::RpcServer::Start(std::move(options), store->get(), &metrics);
+  if (!server.ok()) return server.status();
+  (*http)->Serve(&(*server)->coordinator());
+  if (!flags.port_file.empty()) {
+    absl::Status written = WritePortFile(flags.port_file, (*server)->port(), (*http)->port());
+    if (!written.ok()) {
+      (*http)->Stop();  // it asks the coordinator, which goes first
+      return written;
+    }
+  }
+  spdlog::info("longspan-server {} serves gRPC on port {} and HTTP on port {}", LONGSPAN_VERSION, (*server)->port(),
+               (*http)->port());
+
+  int signal_number = 0;
+  sigwait(&signals, &signal_number);
+  spdlog::info("signal {}: stopping", signal_number);
+  StartExitTimer();
+  (*http)->Stop();
+  (*server)->Stop();
+  if (!flags.port_file.empty()) unlink(flags.port_file.c_str());
+  spdlog::info("stopped");
+  return absl::OkStatus();
+}
+
+absl::Status Backup(const std::string& data_dir, const std::string& target) {
+  return store::BackupSqliteDatabase((std::filesystem::path(data_dir) / "longspan.db").string(), target);
+}
+
+int Main(int argc, char** argv) {
+  CLI::App app{"The coordinator of a Longspan cluster: accepts jobs, places them on workers, keeps the truth."};
+  Flags flags;
+  // The server itself is the program without a subcommand, so its required flags must not stand in the way of the
+  // others.
+  CLI::App* version = app.add_subcommand("version", "Print the version");
+  CLI::App* backup = app.add_subcommand("backup", "Copy the database while a server may be using it");
+  std::string backup_data_dir;
+  std::string backup_target;
+  backup->add_option("--data-dir", backup_data_dir, "Folder of the database")->required();
+  backup->add_option("--to", backup_target, "File to write; must not exist")->required();
+  app.require_subcommand(0, 1);
+  CLI::App* serve = &app;
+  const bool has_subcommand = argc > 1 && (std::string(argv[1]) == "version" || std::string(argv[1]) == "backup");
+  if (!has_subcommand) AddServeFlags(serve, &flags);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  spdlog::set_default_logger(spdlog::stderr_color_mt("server"));
+  spdlog::set_level(spdlog::level::from_str(flags.log_level));
+  flags.storage = std::filesystem::absolute(flags.storage).lexically_normal().string();  // jobs keep it for ever
+  // gRPC speaks on standard error by itself; what matters of it comes back as statuses.
+  gpr_set_log_function([](gpr_log_func_args* args) { spdlog::debug("grpc: {}", args->message); });
+  if (version->parsed()) {
+    std::cout << "longspan-server " << LONGSPAN_VERSION << "\n";
+    return 0;
+  }
+  const absl::Status status = backup->parsed() ? Backup(backup_data_dir, backup_target) : Serve(flags);
+  if (status.ok()) return 0;
+  std::cerr << "longspan-server: " << status.message() << "\n";
+  return 1;
+}
+
+}  // namespace
+}  // namespace longspan
+
+int main(int argc, char** argv) { return longspan::Main(argc, argv); }
