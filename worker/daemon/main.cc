@@ -71,14 +71,15 @@ void AddFlags(CLI::App& app, Flags& flags) {
   app.add_option("--interface", flags.interface, "network interface of NCCL and Gloo; absent: theirs to choose");
   app.add_option("--http-listen", flags.http_listen, "HOST:PORT of /metrics and /healthz; port 0: any free one")
       ->default_val("127.0.0.1:0");
-  app.add_option("--port-file", flags.port_file, "file that gets the HTTP port once it listens");
+  app.add_option("--port-file", flags.port_file, "written once it listens: {\"http_port\": ...}");
   app.add_flag("--tls", flags.server.tls, "TLS with the system's certificates");
   app.add_option("--tls-ca", flags.server.ca_file, "PEM of the authority that signed the server's certificate");
   app.add_option("--tls-certificate", flags.server.certificate_file,
                  "PEM of this worker's certificate, for mutual TLS");
   app.add_option("--tls-key", flags.server.key_file, "PEM of its key");
   app.add_option("--token-file", flags.token_file, "file with this worker's token");
-  app.add_flag("--insecure", flags.server.insecure, "allow plain text to another machine");
+  app.add_flag("--insecure", flags.server.insecure,
+               "allow plain text to the server, and /metrics, beyond this machine");
   app.add_option("--label", flags.labels, "KEY=VALUE shown in `longspan workers`; may be repeated");
   app.add_option("--kill-grace-seconds", flags.kill_grace_seconds, "from SIGTERM to SIGKILL")
       ->default_val(10)
@@ -159,6 +160,11 @@ absl::Status Serve(const Flags& flags) {
   if (!token.ok()) return token.status();
   auto listen = SplitHostPort(flags.http_listen);
   if (!listen.ok()) return listen.status();
+  if (!flags.server.insecure && !longspan::IsLoopback(flags.http_listen)) {
+    return absl::InvalidArgumentError(fmt::format(
+        "{} can be reached from other machines and /metrics is plain text: listen on loopback or give --insecure",
+        flags.http_listen));
+  }
   auto labels = ParseLabels(flags.labels);
   if (!labels.ok()) return labels.status();
   if (flags.name.empty()) return absl::InvalidArgumentError("this machine has no host name: give --name");
@@ -192,7 +198,7 @@ absl::Status Serve(const Flags& flags) {
   Daemon daemon(std::move(options), *channel, state_dir->get(), &metrics);
   const LeaveOnSignal leave_on_signal(&daemon);
   if (!flags.port_file.empty()) {
-    absl::Status written = WriteFileWhole(flags.port_file, fmt::format("{}\n", (*http)->port()));
+    absl::Status written = WriteFileWhole(flags.port_file, fmt::format("{{\"http_port\": {}}}\n", (*http)->port()));
     if (!written.ok()) return written;
   }
   spdlog::info("longspan-worker {} offers {} slots to {}, metrics on {}:{}", flags.name, flags.slots,

@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 
 #include <csignal>
+#include <nlohmann/json.hpp>
 
 #include "tests/test_paths.h"
 #include "tests/worker/daemon/fake_fleet.h"
@@ -105,7 +106,8 @@ class ProgramTest : public ::testing::Test {
 TEST_F(ProgramTest, WritesThePortAtWhichItServesMetrics) {
   Start("log");
   ASSERT_TRUE(fleet_.WaitFor([](const FakeFleet& fleet) { return fleet.newest().sequence() > 0; }));
-  const int port = std::stoi(ReadWholeFile(scratch_ / "port"));
+  const auto ports = nlohmann::json::parse(ReadWholeFile(scratch_ / "port"));
+  const int port = ports.at("http_port").get<int>();
   EXPECT_EQ(fleet_.Locked([](const FakeFleet& fleet) { return fleet.newest().http_port(); }), port);
   httplib::Client client("127.0.0.1", port);
   const auto response = client.Get("/metrics");
@@ -123,6 +125,8 @@ TEST_F(ProgramTest, ASecondDaemonOnTheSameStateFolderIsRefused) {
 TEST_F(ProgramTest, WrongFlagsAreRefusedWithASentence) {
   EXPECT_EQ(WaitForEnd(Start("log", {"--http-listen", "nonsense"})), 2);
   EXPECT_THAT(ReadWholeFile(scratch_ / "log"), HasSubstr("'nonsense' is no HOST:PORT"));
+  EXPECT_EQ(WaitForEnd(Start("log", {"--http-listen", "0.0.0.0:0"})), 2);
+  EXPECT_THAT(ReadWholeFile(scratch_ / "log"), HasSubstr("listen on loopback or give --insecure"));
   EXPECT_EQ(WaitForEnd(Start("log", {"--label", "nonsense"})), 2);
   EXPECT_THAT(ReadWholeFile(scratch_ / "log"), HasSubstr("label 'nonsense' is not KEY=VALUE"));
   EXPECT_EQ(WaitForEnd(Start("log", {"--no-such-flag"})), 2);
