@@ -91,6 +91,15 @@ at::Tensor KeyValueView(const at::Tensor& rows, const AttentionCall& call) {
   return BlockView(rows, call, call.key_value_head, call.key_value_heads);
 }
 
+// Takes the first row of every block out of `out_gradient` and returns what it adds to dV there: (blocks, Hkv, D).
+at::Tensor TakeFirstRows(const at::Tensor& out_gradient, const AttentionCall& call) {
+  const at::Tensor rows = out_gradient.select(2, 0);  // (blocks, heads, D)
+  const at::Tensor value_gradient =
+      rows.reshape({call.blocks, call.key_value_heads, call.query_heads / call.key_value_heads, rows.size(2)}).sum(2);
+  rows.zero_();
+  return value_gradient;
+}
+
 }  // namespace
 
 AttentionPlan PlanFullAttention(const AttentionShape& shape) {
@@ -132,10 +141,13 @@ void AttentionBackward(const AttentionPlan& plan, const AttentionInputs& inputs,
   TORCH_CHECK(logsumexp.size() == plan.size(), "attention backward with another plan than forward");
   for (size_t index = 0; index < plan.size(); ++index) {
     const AttentionCall& call = plan[index];
+    const at::Tensor call_gradient = QueryView(out_gradient, call);
+    const at::Tensor first_value_gradient = TakeFirstRows(call_gradient, call);
     const auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-        QueryView(out_gradient, call), QueryView(inputs.q, call), KeyValueView(inputs.k, call),
-        KeyValueView(inputs.v, call), QueryView(inputs.out, call), logsumexp[index], /*dropout_p=*/0.0,
+        call_gradient, QueryView(inputs.q, call), KeyValueView(inputs.k, call), KeyValueView(inputs.v, call),
+        QueryView(inputs.out, call), logsumexp[index], /*dropout_p=*/0.0,
         /*is_causal=*/true);
+    dv.select(2, 0).add_(first_value_gradient);
     QueryView(gradients.q, call).copy_(dq);
     if (call.adds_to_key_value) {
       KeyValueView(gradients.k, call).add_(dk);

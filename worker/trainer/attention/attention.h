@@ -64,6 +64,8 @@ struct AttentionInputs {
 struct AttentionGradients {
   at::Tensor q, k, v;  // shaped as the inputs; overwritten
 };
+// Takes out_gradient (N, Hq, D) over: its rows at the start of blocks are zero afterwards. Such a row attends to itself
+// alone, so it moves no q and no k; the kernel would leave rounding noise where the gradient is exactly zero.
 void AttentionBackward(const AttentionPlan& plan, const AttentionInputs& inputs,
                        const std::vector<at::Tensor>& logsumexp, const at::Tensor& out_gradient,
                        const AttentionGradients& gradients);

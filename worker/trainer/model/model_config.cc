@@ -96,7 +96,9 @@ std::string RopeTypeName(const json& rope, const KeyReader& keys, const char* ke
 RopeParameters ReadRope(const KeyReader& keys) {
   RopeParameters rope;
   rope.theta = keys.PositiveNumber("rope_theta", 10000.0);
-  const char* key = keys.Find("rope_parameters") != nullptr ? "rope_parameters" : "rope_scaling";
+  // With both keys, the older one counts when it says anything, as in transformers 5.
+  const json* legacy = keys.Find("rope_scaling");
+  const char* key = legacy != nullptr && !legacy->empty() ? "rope_scaling" : "rope_parameters";
   const json* section = keys.Find(key);
   if (section == nullptr) return rope;
   if (!section->is_object()) keys.Fail(key, "must be an object, not " + section->dump());

@@ -76,8 +76,8 @@ using ByteSink = std::function<void(std::string_view bytes)>;
 void StreamSafetensors(const std::vector<NamedTensor>& tensors, const ByteSink& sink, Metadata metadata = {});
 // The same as one string.
 std::string EncodeSafetensors(const std::vector<NamedTensor>& tensors, Metadata metadata = {});
-// The same into a file, which is flushed to the disk (fsync). ResourceError when the disk is full, InfrastructureError
-// for another failure; the file may then be there in part.
+// The same into a file, which is on the disk (fsync) before it gets its name; the folder's entry is the caller's to
+// sync. ResourceError when the disk is full, InfrastructureError for another failure.
 void WriteSafetensors(const std::string& path, const std::vector<NamedTensor>& tensors, Metadata metadata = {});
 
 // Writes a model folder's weights tensor by tensor: model.safetensors, or model-00001-of-0000N.safetensors with their

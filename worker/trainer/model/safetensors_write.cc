@@ -72,15 +72,20 @@ std::string Header(const std::vector<const NamedTensor*>& order, const Metadata&
   return text;
 }
 
-// A file that is written from start to end; errors carry the path.
+// A file that is written from start to end, under a temporary name until it is whole: who has an older one of that name
+// mapped keeps it. Errors carry the path.
 class OutputFile {
  public:
   explicit OutputFile(const std::string& path)
-      : path_(path), descriptor_(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)) {
+      : path_(path),
+        partial_path_(path + ".partial"),
+        descriptor_(::open(partial_path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)) {
     if (descriptor_ < 0) Fail("create");
   }
   ~OutputFile() {
-    if (descriptor_ >= 0) ::close(descriptor_);
+    if (descriptor_ < 0) return;
+    ::close(descriptor_);
+    ::unlink(partial_path_.c_str());
   }
   OutputFile(const OutputFile&) = delete;
   OutputFile& operator=(const OutputFile&) = delete;
@@ -95,9 +100,9 @@ class OutputFile {
   }
   void Close() {
     if (::fsync(descriptor_) != 0) Fail("write");
-    const int descriptor = descriptor_;
+    if (::rename(partial_path_.c_str(), path_.c_str()) != 0) Fail("rename");
+    ::close(descriptor_);
     descriptor_ = -1;
-    if (::close(descriptor) != 0) Fail("write");
   }
 
  private:
@@ -108,7 +113,7 @@ class OutputFile {
     throw InfrastructureError(message);
   }
 
-  std::string path_;
+  std::string path_, partial_path_;
   int descriptor_;
 };
 
