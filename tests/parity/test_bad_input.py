@@ -6,10 +6,11 @@ import struct
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import LlamaForCausalLM
 
-from reference import tiny_jobs, trainer
+from reference import compare, oracle, tiny_jobs, trainer
 from reference.tensors import read_tensors
-from reference.tiny_models import TinyModel, write_model
+from reference.tiny_models import TinyModel, config_of, randomise, write_model
 
 BAD_SPEC, USER_DATA = 2, 10
 
@@ -199,11 +200,6 @@ def test_scaling_of_another_kind_is_refused_naming_both(folder, tmp_path, traine
 
 @pytest.mark.parametrize("key", ["attention_bias", "mlp_bias"])
 def test_biases_are_computed_or_refused_never_dropped(key, tmp_path, trainer_binary):
-    from reference import compare, oracle
-    from transformers import LlamaForCausalLM
-
-    from reference.tiny_models import config_of, randomise
-
     config = config_of(TinyModel())
     setattr(config, key, True)
     model = LlamaForCausalLM(config)
@@ -331,6 +327,40 @@ def test_adapter_folder_that_is_none(folder, tmp_path, trainer_binary):
     (tmp_path / "adapter").mkdir()
     spec = job(folder, method={"adapter": str(tmp_path / "adapter")})
     assert_refused(probe(spec, tmp_path), USER_DATA, "adapter_config.json")
+
+
+def adapter_of(folder, tmp_path, change):
+    """A PEFT folder over `folder` whose tensors went through `change`."""
+    adapter = oracle.write_adapter(folder, tmp_path / "adapter", job(folder))
+    file = adapter / "adapter_model.safetensors"
+    tensors = read_tensors(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+    return job(folder, method={"adapter": str(adapter)})
+
+
+FACTOR = "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors.pop(FACTOR),
+        lambda tensors: tensors.update({FACTOR: tensors[FACTOR][:, :3].contiguous()}),
+        lambda tensors: tensors.update({FACTOR: tensors[FACTOR].to(torch.int32)}),
+        lambda tensors: tensors.update({FACTOR.replace("layers.1", "layers.9"): tensors[FACTOR].clone()}),
+    ],
+    ids=["tensor_missing", "rank_disagrees", "integers", "layer_that_the_model_lacks"],
+)
+def test_adapter_tensors_that_cannot_be(change, folder, tmp_path, trainer_binary):
+    assert_refused(probe(adapter_of(folder, tmp_path, change), tmp_path), USER_DATA, "v_proj.lora_B.weight")
+
+
+def test_truncated_adapter(folder, tmp_path, trainer_binary):
+    spec = adapter_of(folder, tmp_path, lambda tensors: None)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+    assert_refused(probe(spec, tmp_path), USER_DATA, "adapter_model.safetensors")
 
 
 # ---- the corpus ----

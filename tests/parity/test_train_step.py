@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from reference import compare, oracle, tiny_jobs, trainer, work_folder
 from reference.tensors import read_tensors
@@ -34,24 +35,41 @@ def train(spec, work, *more, code=0):
     return done
 
 
-def train_two_ranks(spec, work, *more):
+def start_two_ranks(spec, work, *more):
     work.parent.mkdir(parents=True, exist_ok=True)
     file = trainer.write_spec(spec, work.with_suffix(".json"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         store = f"127.0.0.1:{free.getsockname()[1]}"
-    ranks = [
+    return [
         trainer.start("train", file, "--work", work, "--rank", rank, "--world-size", 2, "--store", store, *more)
         for rank in range(2)
     ]
+
+
+def end(children):
+    """(exit code, output) of each; none outlives the test."""
     try:
-        for rank in ranks:
-            out, err = rank.communicate(timeout=WAIT_S)
-            assert rank.returncode == 0, f"{out[-3000:]}\n{err[-3000:]}"
+        outputs = [child.communicate(timeout=WAIT_S) for child in children]
     finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
+        for child in children:
+            child.kill()
+            child.wait()
+    return [(child.returncode, (out + err)[-4000:]) for child, (out, err) in zip(children, outputs)]
+
+
+def train_two_ranks(spec, work, *more, code=0):
+    ends = end(start_two_ranks(spec, work, *more))
+    assert [exit_code for exit_code, _ in ends] == [code, code], ends
+
+
+def wait_for_steps(work, steps, children):
+    """Returns once progress.jsonl has `steps` lines."""
+    deadline, lines = time.monotonic() + WAIT_S, work / "progress.jsonl"
+    while not (lines.exists() and lines.read_text().count("\n") >= steps):
+        if any(child.poll() is not None for child in children) or time.monotonic() > deadline:
+            raise AssertionError(f"no progress to interrupt: {end(children)}")
+        time.sleep(0.002)
 
 
 def with_changes(job, **changes):
@@ -255,22 +273,63 @@ def test_sigterm_saves_and_resume_is_bit_equal(tiny_job, tmp_path, trainer_binar
     train(spec, tmp_path / "straight")
     stopped = tmp_path / "stopped"
     child = trainer.start("train", trainer.write_spec(spec, tmp_path / "spec.json"), "--work", stopped)
-    try:
-        deadline = time.monotonic() + WAIT_S
-        lines = stopped / "progress.jsonl"
-        while not (lines.exists() and lines.read_text().count("\n") >= 3):
-            assert child.poll() is None and time.monotonic() < deadline, "no progress to interrupt"
-            time.sleep(0.002)
-        child.send_signal(signal.SIGTERM)
-        out, err = child.communicate(timeout=WAIT_S)
-    finally:
-        child.kill()
-        child.wait()
-    assert child.returncode == 40, f"{child.returncode}\n{out[-2000:]}\n{err[-2000:]}"
+    wait_for_steps(stopped, 3, [child])
+    child.send_signal(signal.SIGTERM)
+    [(exit_code, output)] = end([child])
+    assert exit_code == 40, output
     [step] = work_folder.checkpoints(stopped)
     assert 3 <= step < 120
     train(spec, stopped)
     assert_bit_equal(final_tensors(stopped, 120), final_tensors(tmp_path / "straight", 120))
+
+
+def test_sigterm_of_one_rank_stops_both_after_a_checkpoint(tiny_job, tmp_path, trainer_binary):
+    """No rank acts alone: the wish travels with the gradients, and both stop at the same step."""
+    spec = with_changes(tiny_job, training={"steps": 2000, "global_batch": 2}, checkpoint={"every_steps": 1000})
+    ranks = start_two_ranks(spec, tmp_path / "work")
+    wait_for_steps(tmp_path / "work", 3, ranks)
+    ranks[1].send_signal(signal.SIGTERM)
+    ends = end(ranks)
+    assert [exit_code for exit_code, _ in ends] == [40, 40], ends
+    assert len(work_folder.checkpoints(tmp_path / "work")) == 1
+
+
+def test_killed_rank_ends_the_other_and_the_rest_is_bit_equal(tiny_job, tmp_path, trainer_binary):
+    spec = with_changes(tiny_job, training={"steps": 200, "global_batch": 2}, checkpoint={"every_steps": 20})
+    train_two_ranks(spec, tmp_path / "straight")
+    ranks = start_two_ranks(spec, tmp_path / "killed")
+    wait_for_steps(tmp_path / "killed", 25, ranks)
+    ranks[1].kill()
+    (survivor, output), _ = end(ranks)
+    # The other rank may notice by an error that it reports or by the collective's own abort, but never hangs.
+    assert survivor == 30 or survivor < 0, output
+    train_two_ranks(spec, tmp_path / "killed")
+    assert_bit_equal(final_tensors(tmp_path / "killed", 200), final_tensors(tmp_path / "straight", 200))
+
+
+def test_bf16_values_are_rounded_fp32_masters(tiny_job, tmp_path, trainer_binary):
+    spec = with_changes(tiny_job, training={"dtype": "bf16", "learning_rate": 1e-4})
+    train(spec, tmp_path / "work")
+    checkpoint = work_folder.checkpoints(tmp_path / "work")[4]
+    values, state = trained_tensors(checkpoint), read_tensors(checkpoint / "optimizer.safetensors")
+    masters = {name.removeprefix("master."): tensor for name, tensor in state.items() if name.startswith("master.")}
+    assert set(masters) == set(values)
+    assert all(tensor.dtype == torch.float32 for tensor in masters.values())
+    assert all(torch.equal(values[name], masters[name].to(torch.bfloat16)) for name in values)
+    # Steps this small would be lost in bf16: the masters keep them.
+    norm = "base_model.model.model.norm.weight"
+    assert not torch.equal(masters[norm], values[norm].float())
+
+
+def test_weights_that_are_not_finite_fail_the_job(tmp_path, trainer_binary):
+    job = tiny_jobs.write_job(tmp_path / "job", SMALL)
+    file = job.model / "model.safetensors"
+    tensors = read_tensors(file)
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    spec = trainer.write_spec(trainer.merged_spec(job.spec, {"training": {"steps": 500}}), tmp_path / "spec.json")
+    done = trainer.command("train", spec, "--work", tmp_path / "work")
+    assert done.returncode == 10 and "in a row" in done.stderr and "loss nan" in done.stderr, trainer.report(done)
 
 
 def test_work_folder_may_move(straight, tmp_path, trainer_binary):
