@@ -1,0 +1,252 @@
+// The trainer as a whole, from outside: what a daemon and a person see of it.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <sstream>
+
+#include "tests/trainer/run/tiny_job.h"
+#include "tests/trainer/run/trainer_process.h"
+#include "worker/trainer/checkpoint/checkpoint.h"
+#include "worker/trainer/model/safetensors.h"
+
+namespace longspan::trainer {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::HasSubstr;
+using testing::TinyJob;
+using testing::TrainerProcess;
+
+std::string Text(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+std::vector<std::string> FilesIn(const fs::path& folder) {
+  std::vector<std::string> names;
+  if (!fs::exists(folder)) return names;
+  for (const auto& entry : fs::directory_iterator(folder)) names.push_back(entry.path().filename().string());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+class RunTest : public ::testing::Test {
+ protected:
+  int RunToEnd(const std::string& command, const nlohmann::json& changes, const std::string& work,
+               const std::vector<std::string>& more = {}) {
+    std::vector<std::string> arguments = {command, job_.SpecFile(changes), "--work", Work(work)};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    TrainerProcess::Options options;
+    options.log = Log();
+    return TrainerProcess(arguments, options).WaitForExit();
+  }
+  // As a daemon starts it.
+  std::unique_ptr<TrainerProcess> StartUnderService(const nlohmann::json& changes, const std::string& work, int attempt,
+                                                    const std::vector<std::string>& more = {"--resume-from", "none"},
+                                                    rlim_t file_bytes_max = RLIM_INFINITY) {
+    std::vector<std::string> arguments = {"run",       job_.SpecFile(changes), "--work", Work(work), "--job", "job-1",
+                                          "--attempt", std::to_string(attempt)};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    TrainerProcess::Options options;
+    options.lines = true;
+    options.log = Log();
+    options.file_bytes_max = file_bytes_max;
+    return std::make_unique<TrainerProcess>(arguments, options);
+  }
+  std::string Work(const std::string& name) const { return (job_.folder() / name).string(); }
+  std::string Log() const { return (job_.folder() / "log").string(); }
+  fs::path Checkpoints(const std::string& work) const { return job_.folder() / work / "checkpoints"; }
+
+  TinyJob job_;
+  const nlohmann::json endless_ = {{"training", {{"steps", 1000000}}}, {"checkpoint", {{"every_steps", 0}}}};
+};
+
+TEST_F(RunTest, RunLeavesEverythingAndASecondRunFindsItDone) {
+  ASSERT_EQ(RunToEnd("run", {}, "work"), 0) << Text(Log());
+  for (const char* name :
+       {"adapter/adapter_model.safetensors", "adapter/extended_config/config.json", "merged/model.safetensors",
+        "merged/tokenizer.json", "evaluation.json", "run_card.json", "run_card.md", "progress.jsonl"}) {
+    EXPECT_TRUE(fs::exists(job_.folder() / "work" / name)) << name;
+  }
+  const auto written = fs::last_write_time(job_.folder() / "work" / "run_card.json");
+  ASSERT_EQ(RunToEnd("run", {}, "work"), 0) << Text(Log());
+  EXPECT_EQ(fs::last_write_time(job_.folder() / "work" / "run_card.json"), written);
+  for (const std::string& name : FilesIn(job_.folder() / "work")) EXPECT_NE(name[0], '.') << "left behind: " << name;
+}
+
+TEST_F(RunTest, SaveAndResumeIsBitEqualAlsoAfterTheNewestCheckpointIsDamaged) {
+  ASSERT_EQ(RunToEnd("train", {}, "straight"), 0) << Text(Log());
+  ASSERT_EQ(RunToEnd("train", {{"training", {{"steps", 4}}}}, "resumed"), 0) << Text(Log());
+  const fs::path damaged = Checkpoints("resumed") / "step-00000004.attempt-1" / "optimizer.safetensors";
+  fs::resize_file(damaged, fs::file_size(damaged) - 1);
+  ASSERT_EQ(RunToEnd("train", {}, "resumed"), 0) << Text(Log());
+  EXPECT_THAT(Text(Log()), HasSubstr("is damaged"));
+  for (const char* file : {"optimizer.safetensors", "adapter_model.safetensors"}) {
+    EXPECT_EQ(Text(Checkpoints("resumed") / "step-00000006.attempt-2" / file),
+              Text(Checkpoints("straight") / "step-00000006.attempt-1" / file))
+        << file;
+  }
+}
+
+TEST_F(RunTest, TwoRanksEqualOneAndSeeTheSameData) {
+  const nlohmann::json one_step = {{"training", {{"steps", 1}}}};
+  ASSERT_EQ(RunToEnd("train", one_step, "one", {"--dump-gradients", Work("dump-one")}), 0) << Text(Log());
+  // Rank 1 learns the address of rank 0 through the lines, as under a daemon.
+  auto first = StartUnderService(one_step, "two", 1,
+                                 {"--resume-from", "none", "--world-size", "2", "--rank", "0", "--dump-gradients",
+                                  Work("dump-two"), "--advertise-address", "127.0.0.1"});
+  auto second = StartUnderService(
+      one_step, "two", 1,
+      {"--resume-from", "none", "--world-size", "2", "--rank", "1", "--advertise-address", "127.0.0.1"});
+  const auto address = first->Await<lines::Rendezvous>();
+  ASSERT_TRUE(address) << Text(Log());
+  second->Send(*address);
+  EXPECT_EQ(first->WaitForExit(), 0) << Text(Log());
+  EXPECT_EQ(second->WaitForExit(), 0) << Text(Log());
+  const auto one = SafetensorsFile::Open(Work("dump-one") + "/step-00000001.safetensors");
+  const auto two = SafetensorsFile::Open(Work("dump-two") + "/step-00000001.safetensors");
+  ASSERT_EQ(one.entries().size(), two.entries().size());
+  EXPECT_TRUE(one.View("input_ids").equal(two.View("input_ids")));
+  for (const auto& [name, entry] : one.entries()) {
+    if (name == "input_ids") continue;
+    const at::Tensor expected = one.View(name);
+    const double scale = std::max(expected.abs().max().item<double>(), 1e-12);
+    EXPECT_LT((two.View(name) - expected).abs().max().item<double>() / scale, 1e-5) << name;
+  }
+  // The gang exported and evaluated together.
+  EXPECT_TRUE(fs::exists(job_.folder() / "two" / "run_card.json"));
+}
+
+TEST_F(RunTest, AStopLineEndsWithACheckpointAndExitCode40) {
+  auto trainer = StartUnderService(endless_, "work", 1);
+  ASSERT_TRUE(trainer->Await<lines::Progress>([](const auto& line) { return line.phase == "train" && line.step >= 3; }))
+      << Text(Log());
+  trainer->Send(lines::Stop{true, "preempted by a test"});
+  const auto checkpoint = trainer->Await<lines::Checkpoint>();
+  ASSERT_TRUE(checkpoint) << Text(Log());
+  const auto done = trainer->Await<lines::Done>();
+  ASSERT_TRUE(done);
+  EXPECT_TRUE(done->stopped);
+  EXPECT_EQ(trainer->WaitForExit(), 40);
+
+  // Under the service an unrecorded checkpoint does not count...
+  auto fresh = StartUnderService(endless_, "work", 2);
+  auto first_step = fresh->Await<lines::Progress>([](const auto& line) { return line.phase == "train"; });
+  ASSERT_TRUE(first_step) << Text(Log());
+  EXPECT_EQ(first_step->step, 1);
+  fresh.reset();
+  // ...and a recorded one is taken exactly, hash and all.
+  auto wrong = StartUnderService(endless_, "work", 3,
+                                 {"--resume-from", checkpoint->name, "--manifest-sha256", std::string(64, '0')});
+  const auto failed = wrong->Await<lines::Failed>();
+  ASSERT_TRUE(failed) << Text(Log());
+  EXPECT_EQ(failed->failure_class, "infrastructure");
+  EXPECT_EQ(wrong->WaitForExit(), 30);
+  auto resumed = StartUnderService(
+      endless_, "work", 4, {"--resume-from", checkpoint->name, "--manifest-sha256", checkpoint->manifest_sha256});
+  first_step = resumed->Await<lines::Progress>([](const auto& line) { return line.phase == "train"; });
+  ASSERT_TRUE(first_step) << Text(Log());
+  EXPECT_EQ(first_step->step, checkpoint->step + 1);
+}
+
+TEST_F(RunTest, CheckpointNowSavesAndOlderOnesGoOnlyWhenTheServerRecordedIt) {
+  nlohmann::json changes = endless_;
+  changes["checkpoint"]["keep_last"] = 1;
+  auto trainer = StartUnderService(changes, "work", 1);
+  ASSERT_TRUE(trainer->Await<lines::Progress>([](const auto& line) { return line.phase == "train"; })) << Text(Log());
+  trainer->Send(lines::CheckpointNow{});
+  const auto first = trainer->Await<lines::Checkpoint>();
+  ASSERT_TRUE(first) << Text(Log());
+  trainer->Send(lines::CheckpointNow{});
+  const auto second = trainer->Await<lines::Checkpoint>();
+  ASSERT_TRUE(second) << Text(Log());
+  EXPECT_GT(second->step, first->step);
+  EXPECT_TRUE(fs::exists(Checkpoints("work") / first->name / "MANIFEST.json"));
+  trainer->Send(lines::CheckpointRecorded{second->name});
+  // It takes effect at a step border: the stop that follows comes after it.
+  trainer->Send(lines::Stop{false, "enough"});
+  EXPECT_EQ(trainer->WaitForExit(), 40);
+  EXPECT_FALSE(fs::exists(Checkpoints("work") / first->name));
+  EXPECT_TRUE(fs::exists(Checkpoints("work") / second->name / "MANIFEST.json"));
+}
+
+TEST_F(RunTest, AKilledRankEndsTheOthersAsAnInfrastructureFailure) {
+  const std::vector<std::string> gang = {"--resume-from",       "none",      "--world-size", "2",
+                                         "--advertise-address", "127.0.0.1", "--rank"};
+  std::vector<std::string> zero = gang, one = gang;
+  zero.push_back("0");
+  one.push_back("1");
+  auto first = StartUnderService(endless_, "work", 1, zero);
+  auto second = StartUnderService(endless_, "work", 1, one);
+  const auto address = first->Await<lines::Rendezvous>();
+  ASSERT_TRUE(address);
+  second->Send(*address);
+  ASSERT_TRUE(first->Await<lines::Progress>([](const auto& line) { return line.phase == "train" && line.step >= 2; }))
+      << Text(Log());
+  second->Kill();
+  const auto begin = std::chrono::steady_clock::now();
+  const auto failed = first->Await<lines::Failed>();
+  ASSERT_TRUE(failed) << Text(Log());
+  EXPECT_EQ(failed->failure_class, "infrastructure");
+  EXPECT_EQ(first->WaitForExit(), 30);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(10));
+}
+
+TEST_F(RunTest, WithoutItsDaemonATrainerEndsByItself) {
+  auto closed = StartUnderService(endless_, "closed", 1);
+  ASSERT_TRUE(closed->Await<lines::Progress>());
+  closed->CloseLines();
+  EXPECT_EQ(closed->WaitForExit(), 30);
+  auto expired = StartUnderService(endless_, "expired", 1);
+  ASSERT_TRUE(expired->Await<lines::Progress>());
+  expired->Send(lines::Lease{60});
+  expired->Send(lines::Lease{0.05});
+  EXPECT_EQ(expired->WaitForExit(), 30);
+}
+
+TEST_F(RunTest, AFullDiskDuringACheckpointIsAnInfrastructureFailureThatLosesNothing) {
+  ASSERT_EQ(RunToEnd("train", {{"training", {{"steps", 2}}}}, "work"), 0) << Text(Log());
+  const auto before = FilesIn(Checkpoints("work"));
+  ASSERT_EQ(before.size(), 1u);
+  // No file may grow beyond the adapter but below the optimizer's state: the write fails half way.
+  const auto limit = fs::file_size(Checkpoints("work") / before[0] / "adapter_model.safetensors") + 1000;
+  auto trainer = StartUnderService({}, "work", 2, {"--resume-from", before[0]}, limit);
+  const auto failed = trainer->Await<lines::Failed>();
+  ASSERT_TRUE(failed) << Text(Log());
+  EXPECT_EQ(failed->failure_class, "infrastructure");
+  EXPECT_THAT(failed->message, HasSubstr("cannot write checkpoint step-00000004.attempt-2"));
+  EXPECT_EQ(trainer->WaitForExit(), 30);
+  EXPECT_EQ(FilesIn(Checkpoints("work")), before);
+  EXPECT_EQ(LoadCheckpoint(Checkpoints("work"), before[0]).state.step, 2);
+}
+
+TEST_F(RunTest, StepsWithoutAUsableLossAreSkippedAndTenInARowFailTheJob) {
+  job_.WriteModel(/*initializer_range=*/1e30);  // every product overflows
+  auto trainer = StartUnderService({{"training", {{"steps", 100}}}}, "work", 1);
+  const auto last =
+      trainer->Await<lines::Progress>([](const auto& line) { return line.phase == "train" && line.step == 9; });
+  ASSERT_TRUE(last) << Text(Log());
+  EXPECT_EQ(last->values.at("nonfinite_steps"), 9);
+  const auto failed = trainer->Await<lines::Failed>();
+  ASSERT_TRUE(failed) << Text(Log());
+  EXPECT_EQ(failed->failure_class, "user");
+  EXPECT_THAT(failed->message, HasSubstr("10 steps in a row"));
+  EXPECT_EQ(trainer->WaitForExit(), 10);
+}
+
+TEST_F(RunTest, MistakesInFlagsAndFilesAreABadSpec) {
+  EXPECT_EQ(RunToEnd("train", {}, "work", {"--no-such-flag"}), 2);
+  EXPECT_EQ(RunToEnd("train", {}, "work", {"--rank", "1"}), 2);
+  EXPECT_EQ(RunToEnd("train", {}, "work", {"--world-size", "2"}), 2);
+  EXPECT_EQ(RunToEnd("train", {{"training", {{"learning_rat", 1}}}}, "work"), 2);
+  EXPECT_THAT(Text(Log()), HasSubstr("learning_rate"));
+  EXPECT_EQ(RunToEnd("export", {}, "work"), 10) << "there is nothing to export yet";
+  EXPECT_EQ(RunToEnd("evaluate", {}, "work", {"--checkpoint", "step-00000001.attempt-1"}), 10);
+}
+
+}  // namespace
+}  // namespace longspan::trainer
