@@ -147,8 +147,14 @@ scheduler::Snapshot Core::State::TakeSnapshot() const {
     slots.draining = worker.draining || worker.leaving;
     slots.slot_count = static_cast<int64_t>(worker.slots.size());
     std::set<int64_t> taken;
-    for (const auto& [job_id, number, rank] : entry.ranks)
-      taken.insert(jobs_.at(job_id).attempts.at(number).ranks.at(rank).slot);
+    for (const auto& [job_id, number, rank_number] : entry.ranks) {
+      const int64_t slot = jobs_.at(job_id).attempts.at(number).ranks.at(rank_number).slot;
+      if (slot < 0) {
+        ++slots.slotless_ranks;
+      } else {
+        taken.insert(slot);
+      }
+    }
     for (const Slot& slot : worker.slots) {
       if (!taken.contains(slot.index)) slots.free_slots.push_back(slot.index);
     }

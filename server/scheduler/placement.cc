@@ -1,6 +1,7 @@
 #include "server/scheduler/placement.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "server/scheduler/feasibility.h"
 
@@ -42,12 +43,19 @@ std::vector<Placement> PlaceOn(int64_t needed, std::vector<WorkerSlots*> candida
   return ranks;
 }
 
+// Spreads them: the fewest such ranks first, then the most free slots.
 std::vector<Placement> PlaceWithoutSlot(const std::vector<WorkerSlots*>& candidates) {
-  if (candidates.empty()) return {};
-  const WorkerSlots* most_free =
-      *std::max_element(candidates.begin(), candidates.end(),
-                        [](const WorkerSlots* a, const WorkerSlots* b) { return FreeSlots(*a) < FreeSlots(*b); });
-  return {{most_free->id, -1}};
+  WorkerSlots* best = nullptr;
+  for (WorkerSlots* worker : candidates) {
+    if (worker->slotless_ranks >= std::max<int64_t>(1, worker->slot_count)) continue;
+    if (best == nullptr || std::make_pair(worker->slotless_ranks, -FreeSlots(*worker)) <
+                               std::make_pair(best->slotless_ranks, -FreeSlots(*best))) {
+      best = worker;
+    }
+  }
+  if (best == nullptr) return {};
+  ++best->slotless_ranks;
+  return {{best->id, -1}};
 }
 
 }  // namespace

@@ -53,6 +53,10 @@ class Pass {
       plan_.starts.push_back({job.id, std::move(ranks)});
       return;
     }
+    if (job.slots == 0) {
+      return Wait(job, kWorkersPreparing,
+                  "waits to prepare its data: every worker prepares as many jobs as it has slots");
+    }
     Wait(job, kGangDoesNotFit, DoesNotFit(job, workers_));
     blocked_by_ = &job;
   }

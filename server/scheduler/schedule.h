@@ -30,6 +30,7 @@ struct WorkerSlots {
   bool draining = false;  // drained, or leaving by itself
   int64_t slot_count = 0;
   std::vector<int64_t> free_slots;  // ascending
+  int64_t slotless_ranks = 0;       // that run there now (prepare); as many as it has slots may, one at least
 };
 
 struct WaitingJob {
@@ -70,6 +71,7 @@ struct Plan {
 inline constexpr char kNoWorkers[] = "NO_WORKERS";                     // none is up and open
 inline constexpr char kGangExceedsCluster[] = "GANG_EXCEEDS_CLUSTER";  // more slots than all workers together
 inline constexpr char kGangDoesNotFit[] = "GANG_DOES_NOT_FIT";         // not now
+inline constexpr char kWorkersPreparing[] = "WORKERS_PREPARING";       // no worker may take another rank without a slot
 inline constexpr char kBehindInQueue[] = "BEHIND_IN_QUEUE";            // held back by a job in front
 inline constexpr char kBackingOff[] = "BACKING_OFF";                   // a failed attempt is retried later
 inline constexpr char kRanksStopping[] = "RANKS_STOPPING";             // of the earlier attempt

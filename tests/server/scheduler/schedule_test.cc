@@ -106,6 +106,12 @@ INSTANTIATE_TEST_SUITE_P(
                 "a:/1",
                 {"x 1 50 1", "p 0 50 2"},
                 "p=a-1; 1?x GANG_DOES_NOT_FIT(needs 1 slot, 0 free)"},
+        Example{
+            "PreparesAreSpreadAndBounded",
+            "a:0/1 b:0,1",
+            {"p 0", "q 0", "r 0", "s 0"},
+            "p=b-1; q=a-1; r=b-1; 1?s WORKERS_PREPARING(waits to prepare its data: every worker prepares as many jobs "
+            "as it has slots)"},
         Example{"NoWorkers",
                 "!a:0",
                 {"x 1", "p 0"},
