@@ -110,7 +110,7 @@ def build(tmp_path, pre_tokenizer, *, ignore_merges=False):
 def test_random_text_gives_the_same_ids(name, tmp_path):
     folder = build(tmp_path, PRE_TOKENIZERS[name])
     rng = random.Random(name)
-    texts = [""] + [random_text(rng, whole_unicode=name != "unknown") for _ in range(2000)]
+    texts = [""] + [random_text(rng, whole_unicode=name != "unknown") for _ in range(1000)]
     assert_equal(folder, texts)
 
 
@@ -123,16 +123,17 @@ def test_ignore_merges_gives_the_same_ids(tmp_path):
         pair for pair in document["model"]["merges"] if all(part in document["model"]["vocab"] for part in pair)]
     (folder / "tokenizer.json").write_text(json.dumps(document))
     rng = random.Random(3)
-    assert_equal(folder, [random_text(rng) for _ in range(2000)])
+    assert_equal(folder, [random_text(rng) for _ in range(1000)])
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama3", "qwen2", "digits"])
+@pytest.mark.parametrize("name", ["gpt2", "llama3", "digits"])
 def test_every_code_point_gives_the_same_ids(name, tmp_path):
-    """Each between letters, digits and spaces, so that a wrong class moves a border."""
+    """Each between letters, digits and spaces, so that a wrong class moves a border. Of the planes without any letter, a few."""
     folder = build(tmp_path, PRE_TOKENIZERS[name])
     texts = []
     for first in range(0, 0x110000, 512):
-        characters = [chr(c) for c in range(first, first + 512) if not 0xD800 <= c <= 0xDFFF]
+        step = 64 if first >= 0x40000 else 1
+        characters = [chr(c) for c in range(first, first + 512, step) if not 0xD800 <= c <= 0xDFFF]
         texts.append("".join(f"a{c}1{c} {c}." for c in characters))
     assert_equal(folder, texts, specials=(False,))
 
@@ -141,7 +142,7 @@ def test_the_example_tokenizer_on_its_own_corpus_and_random_text():
     rng = random.Random(11)
     text = (SOURCE / "README.md").read_text() if (SOURCE / "README.md").exists() else ""
     long_word = "ab" * 5000 + "\u4e2d" * 3000
-    assert_equal(TINY, [text, long_word, " " * 5000 + "x", "\n" * 3000] + [random_text(rng) for _ in range(2000)])
+    assert_equal(TINY, [text, long_word, " " * 5000 + "x", "\n" * 3000] + [random_text(rng) for _ in range(1000)])
 
 
 @pytest.mark.parametrize("change, said", [
