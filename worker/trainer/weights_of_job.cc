@@ -13,7 +13,7 @@ std::string WeightsFileOf(const jobfile::JobSpec& spec) {
 
 nlohmann::json AdapterConfigOf(const jobfile::JobSpec& spec, CausalLm& model) {
   if (spec.method.kind == jobfile::MethodKind::kFull) return nullptr;
-  const AdapterPlan plan = ResolveAdapterPlan(spec);
+  const AdapterPlan& plan = model.adapter();
   AdapterDescription adapter;
   adapter.base_model = std::filesystem::absolute(spec.model.path).string();
   adapter.rank = plan.rank;
