@@ -36,6 +36,15 @@ RankExit UnknownExit() {
   return exit;
 }
 
+// The enums are used as indexes.
+bool IsKnown(Phase phase) { return phase >= Phase::kUnspecified && phase <= Phase::kExport; }
+bool IsKnown(const RankReport& rank) {
+  const FailureClass failure_class = rank.exit ? rank.exit->failure_class : FailureClass::kUnspecified;
+  return rank.state >= RankState::kPending && rank.state <= RankState::kExited && IsKnown(rank.phase) &&
+         failure_class >= FailureClass::kUnspecified && failure_class <= FailureClass::kInternal &&
+         std::all_of(rank.samples.begin(), rank.samples.end(), [](const Sample& s) { return IsKnown(s.phase); });
+}
+
 absl::Status CheckReport(const WorkerReport& report) {
   if (report.worker_id.empty()) return absl::InvalidArgumentError("worker_id is empty");
   if (report.incarnation_id.empty()) return absl::InvalidArgumentError("incarnation_id is empty");
@@ -47,6 +56,12 @@ absl::Status CheckReport(const WorkerReport& report) {
   for (const Slot& slot : report.slots) {
     if (slot.index < 0 || !indexes.insert(slot.index).second) {
       return absl::InvalidArgumentError(fmt::format("slot index {} is negative or named twice", slot.index));
+    }
+  }
+  for (const RankReport& rank : report.ranks) {
+    if (!IsKnown(rank)) {
+      return absl::InvalidArgumentError(
+          fmt::format("rank {} of {}: unknown state, phase or failure class", rank.rank, rank.job_id));
     }
   }
   return absl::OkStatus();
@@ -213,6 +228,7 @@ void Core::State::OnRankState(JobEntry& entry, Attempt& attempt, Rank& rank, con
       Touch(entry);
       entry.job.phase = report.phase;
       entry.watch.last_progress = now_;
+      entry.watch.expected_until = absl::InfinitePast();
       AddEvent(entry, "PHASE_STARTED", fmt::format("phase {} began", Name(report.phase)));
     }
   }
@@ -273,6 +289,7 @@ void Core::State::RecordSample(JobEntry& entry, Attempt& attempt, const Sample& 
   Watch& watch = entry.watch;
   if (!watch.previous || watch.previous->phase != sample.phase || watch.previous->step != sample.step) {
     watch.last_progress = now_;
+    watch.expected_until = absl::InfinitePast();  // what was announced is over
   }
   if (watch.previous && watch.previous->phase == sample.phase && sample.step > watch.previous->step &&
       sample.time > watch.previous->time) {

@@ -9,7 +9,7 @@
 // Order: priority (higher first), submit time, id. A job that could run on the workers that are there, but not now,
 // holds back the jobs behind it, so that small jobs cannot starve a large one; a job that no set of present workers
 // could hold does not. A job that must wait a moment (backoff, old ranks stopping) keeps the slots it would get. A job
-// without slots (prepare) is never held back.
+// without slots (prepare) waits only while every worker runs as many such ranks as it may.
 //
 // Not here yet: fair share over queues, quotas, backfill by run-time estimates, preemption.
 #pragma once

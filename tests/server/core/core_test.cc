@@ -89,6 +89,9 @@ TEST_F(CoreTest, RefusesReportsThatCannotBe) {
   report.slots.push_back(report.slots[0]);
   EXPECT_EQ(std::get<ReportReply>(Step(report).reply).status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_TRUE(core_.ListWorkers().empty());
+  report = worker.MakeReport(now_);
+  report.ranks.emplace_back().phase = static_cast<Phase>(99);
+  EXPECT_EQ(std::get<ReportReply>(Step(report).reply).status.code(), absl::StatusCode::kInvalidArgument);
 }
 
 TEST_F(CoreTest, RefusesAnOlderReportOfTheSameProcess) {
