@@ -422,6 +422,9 @@ void JobRun::ExportPhase() {
     facts.state.memory_peak_bytes = std::max(facts.state.memory_peak_bytes, MemoryPeakBytes());
     facts.dataset = ReadJsonOrNull(options_.work / "dataset.json");
     facts.evaluation = ReadJsonOrNull(options_.work / "evaluation.json");
+    // Another checkpoint's perplexities are not this one's.
+    if (facts.evaluation.is_object() && facts.evaluation.value("checkpoint", "") != resume_->name)
+      facts.evaluation = nullptr;
     facts.version = kVersion;
     WriteRunCard(options_.spec, *model_, facts, options_.work);
   }

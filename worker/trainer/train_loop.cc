@@ -226,6 +226,7 @@ void TrainLoop::CountSkipped(const StepResult& result) {
 void TrainLoop::SaveCheckpoint() {
   last_saved_step_ = state_.step;
   if (ranks_.rank() != 0) return;
+  const auto begin = Clock::now();
   FinishCheckpoint(/*wait=*/true);
   session_.Send(lines::Expect{"checkpoint", 600});
   Snapshot snapshot;
@@ -237,6 +238,7 @@ void TrainLoop::SaveCheckpoint() {
   snapshot.adapter_config = AdapterConfigOf(options_.spec, model_);
   snapshot.optimizer = optimizer_.states();
   writer_.Start(CopyToHost(std::move(snapshot)));
+  seconds_checkpoint_ = SecondsSince(begin);
 }
 
 void TrainLoop::FinishCheckpoint(bool wait) {
@@ -303,13 +305,15 @@ void TrainLoop::Report(const StepResult& result, double seconds) {
                      {"model_flops_total", state_.model_flops_total},
                      {"nonfinite_steps", static_cast<double>(state_.nonfinite_steps)},
                      {"memory_peak_bytes", static_cast<double>(state_.memory_peak_bytes)},
-                     {"allreduce_bytes", static_cast<double>(ranks_.allreduce_bytes())},
+                     {"allreduce_bytes_total", static_cast<double>(ranks_.allreduce_bytes())},
                      {"seconds_step", seconds},
                      {"seconds_data", result.times.data},
                      {"seconds_forward", result.times.forward},
                      {"seconds_backward", result.times.backward},
                      {"seconds_allreduce", result.times.allreduce},
                      {"seconds_optimizer", result.times.optimizer}};
+  // What the training had to wait for the checkpoint after the step before.
+  if (seconds_checkpoint_ > 0) progress.values["seconds_checkpoint"] = std::exchange(seconds_checkpoint_, 0);
   session_.Send(progress);
   nlohmann::json line = {{"phase", "train"}, {"step", state_.step}, {"attempt", options_.attempt}};
   for (const auto& [name, value] : progress.values) line[name] = Number(value);

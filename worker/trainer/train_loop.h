@@ -98,6 +98,7 @@ class TrainLoop {
   std::chrono::steady_clock::time_point begin_;
   int64_t last_saved_step_ = -1;
   double flops_per_sequence_ = 0;
+  double seconds_checkpoint_ = 0;  // not yet reported
   std::ofstream progress_;
 };
 

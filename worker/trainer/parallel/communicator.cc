@@ -1,5 +1,10 @@
 #include "worker/trainer/parallel/communicator.h"
 
+#include <netdb.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <memory>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #include <utility>
@@ -73,6 +78,28 @@ HostPort ParseStore(const std::string& store) {
   return {host, static_cast<uint16_t>(std::stoi(port))};
 }
 
+// The address of this machine from which packets to `peer` leave. A connected UDP socket knows it without sending
+// anything.
+std::string LocalAddressTowards(const HostPort& peer) {
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_DGRAM;
+  addrinfo* found = nullptr;
+  const int error = ::getaddrinfo(peer.host.c_str(), std::to_string(peer.port).c_str(), &hints, &found);
+  if (error != 0) throw InfrastructureError("cannot resolve " + peer.host + ": " + ::gai_strerror(error));
+  const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> owned(found, &::freeaddrinfo);
+  const int probe = ::socket(found->ai_family, SOCK_DGRAM, 0);
+  sockaddr_storage local{};
+  socklen_t size = sizeof local;
+  char host[NI_MAXHOST] = "";
+  const bool known =
+      probe >= 0 && ::connect(probe, found->ai_addr, found->ai_addrlen) == 0 &&
+      ::getsockname(probe, reinterpret_cast<sockaddr*>(&local), &size) == 0 &&
+      ::getnameinfo(reinterpret_cast<sockaddr*>(&local), size, host, sizeof host, nullptr, 0, NI_NUMERICHOST) == 0;
+  if (probe >= 0) ::close(probe);
+  if (!known) throw InfrastructureError("no way from here to the rank store at " + peer.host);
+  return host;
+}
+
 class GlooRanks : public Communicator {
  public:
   explicit GlooRanks(const CommunicatorOptions& options) : options_(options), address_(ParseStore(options.store)) {
@@ -143,11 +170,8 @@ class GlooRanks : public Communicator {
     if (!options_.advertise_address.empty()) {
       return c10d::ProcessGroupGloo::createDeviceForHostname(options_.advertise_address);
     }
-    // Rank 0 listens where the others found it. They take the loopback only when that is where rank 0 is: the host
-    // name, Gloo's own choice, often resolves to 127.0.0.1 on machines whose peers are elsewhere.
-    const bool here = address_.host == "localhost" || address_.host.rfind("127.", 0) == 0 || address_.host == "::1";
-    if (options_.rank == 0 || here) return c10d::ProcessGroupGloo::createDeviceForHostname(address_.host);
-    return c10d::ProcessGroupGloo::createDefaultDevice();
+    // Gloo's own choice, the host name, often resolves to 127.0.0.1 on machines whose peers are elsewhere.
+    return c10d::ProcessGroupGloo::createDeviceForHostname(LocalAddressTowards(address_));
   }
 
   CommunicatorOptions options_;
