@@ -23,8 +23,9 @@
 namespace longspan::rpc {
 
 struct StreamLimits {
-  std::chrono::milliseconds stall_limit = std::chrono::seconds(30);
-  std::chrono::milliseconds log_linger = std::chrono::seconds(3);  // a log may still come after its attempt's end
+  std::chrono::milliseconds stall_limit = std::chrono::seconds(30);     // a message waits that long for its reader
+  std::chrono::milliseconds farewell_limit = std::chrono::seconds(30);  // and then the farewell that long
+  std::chrono::milliseconds log_linger = std::chrono::seconds(3);       // a log may still come after its attempt's end
 };
 
 template <class Response>
@@ -186,6 +187,7 @@ class PullStream : public grpc::ServerWriteReactor<Response>,
       if (!stalled) again = write_start_ + limits_.stall_limit;
     }
     if (stalled) {
+      again = now + limits_.farewell_limit;
       FinishOnce(Ended(grpc::StatusCode::RESOURCE_EXHAUSTED, "READER_TOO_SLOW",
                        "the reader took nothing for too long; resume with the cursor"));
     }
