@@ -36,7 +36,7 @@ class Communicator {
   // "host:port" to hand to the other ranks; empty with world size 1.
   virtual std::string store_address() const = 0;
 
-  // A word from rank 0 to all others, each key once. Get waits as long as it takes: `keep_waiting` is called about four
+  // A word from rank 0 to all others, each key once. Get waits as long as it takes: `keep_waiting` is called many
   // times a second and may throw; a dead rank 0 gives InfrastructureError.
   virtual void Publish(const std::string& key, const std::string& value) = 0;
   virtual std::string Get(const std::string& key, const std::function<void()>& keep_waiting) = 0;
