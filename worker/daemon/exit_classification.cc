@@ -35,9 +35,13 @@ std::string SentenceOfSignal(int signal) {
   return fmt::format("killed by signal {}{}", signal, guess);
 }
 
-// The last `kLogTailBytesMax` bytes as valid UTF-8: protobuf strings carry nothing else.
+// The last whole lines within `kLogTailBytesMax` bytes, as valid UTF-8: protobuf strings carry nothing else.
 std::string CleanTail(std::string_view text) {
-  if (text.size() > kLogTailBytesMax) text.remove_prefix(text.size() - kLogTailBytesMax);
+  if (text.size() > kLogTailBytesMax) {
+    text.remove_prefix(text.size() - kLogTailBytesMax);
+    const size_t newline = text.find('\n');
+    if (newline != std::string_view::npos && newline + 1 < text.size()) text.remove_prefix(newline + 1);
+  }
   std::string clean;
   clean.reserve(text.size());
   for (size_t at = 0; at < text.size();) {

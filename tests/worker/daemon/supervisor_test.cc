@@ -405,6 +405,8 @@ TEST(ExitClassificationTest, MakesTheLogTailValidUtf8) {
   const v1::RankExit exit = ClassifyExit(ProcessEnd{1, 0, tail}, {});
   EXPECT_EQ(exit.log_tail(), "ok \xC3\xA9 \xE2\x82\xAC \xF0\x9F\x98\x80 bad ? ? ??? ???? ?? end??");
   EXPECT_EQ(ClassifyExit(ProcessEnd{1, 0, std::string(9000, 'x')}, {}).log_tail().size(), 4096u);
+  // A tail that is cut begins with a whole line.
+  EXPECT_EQ(ClassifyExit(ProcessEnd{1, 0, std::string(9000, 'x') + "\nlast\n"}, {}).log_tail(), "last\n");
 }
 
 }  // namespace
