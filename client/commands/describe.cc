@@ -1,0 +1,95 @@
+// longspan describe
+#include <fmt/format.h>
+
+#include "client/command.h"
+#include "client/job_report.h"
+#include "client/message_json.h"
+#include "client/progress.h"
+#include "proto/support/enum_words.h"
+
+namespace longspan::client {
+namespace {
+
+struct DescribeOptions {
+  std::string job;
+};
+
+void PrintFact(std::ostream& out, const std::string& name, const std::string& value) {
+  if (!value.empty()) out << fmt::format("{:<13} {}\n", name, WithoutControls(value));
+}
+
+std::string TimeAndAge(const google::protobuf::Timestamp& time, bool present, const Context& context) {
+  return present ? fmt::format("{} ({})", TimeText(time), AgeText(time, context.environment.now())) : "";
+}
+
+std::string RanksText(const v1::Attempt& attempt) {
+  std::string text;
+  for (const v1::RankPlacement& rank : attempt.ranks()) {
+    text += fmt::format("{}{}:{}", text.empty() ? "" : " ", rank.rank(), rank.worker_id());
+    if (text.size() > 60) return text + " ...";
+  }
+  return text;
+}
+
+void PrintAttempts(std::ostream& out, const v1::Job& job, int width) {
+  if (job.attempts().empty()) return;
+  out << "\n";
+  Table table({">ATTEMPT", "PHASE", "STARTED", ">TOOK", "ENDED BY", "RANKS", "MESSAGE"});
+  for (const v1::Attempt& attempt : job.attempts()) {
+    const bool ended = attempt.has_end_time();
+    const double seconds =
+        std::chrono::duration<double>(TimeOf(attempt.end_time()) - TimeOf(attempt.start_time())).count();
+    const bool failed = attempt.failure_class() != v1::FAILURE_CLASS_UNSPECIFIED;
+    table.Add({std::to_string(attempt.number()), PhaseWord(attempt.phase()), TimeText(attempt.start_time()),
+               ended ? DurationText(seconds) : "",
+               failed  ? WordOf(attempt.failure_class())
+               : ended ? "end"
+                       : "",
+               RanksText(attempt), attempt.message()});
+  }
+  table.Print(out, width);
+}
+
+int Describe(const Context& context, const DescribeOptions& options) {
+  v1::GetJobRequest request;
+  request.set_job_id(options.job);
+  const v1::Job job = context.Connect().Call(&v1::TrainingService::Stub::GetJob, request).job();
+  if (context.format != OutputFormat::kTable) {
+    PrintEnvelope(context.out(), context.format, "Job", ToJson(job));
+    return kExitSucceeded;
+  }
+  std::ostream& out = context.out();
+  PrintFact(out, "Job", job.job_id());
+  PrintFact(out, "Name", job.spec().name());
+  PrintFact(out, "Stands at", WhereItStands(job));
+  PrintFact(out, "Queue",
+            fmt::format("{}, priority {}", job.spec().has_queue() ? job.spec().queue() : "default",
+                        job.spec().has_priority() ? job.spec().priority() : 50));
+  PrintFact(out, "Slots", std::to_string(job.spec().resources().slots()));
+  PrintFact(out, "Model", job.spec().model().path());
+  PrintFact(out, "Context", CountText(job.spec().context_length()) + " tokens");
+  PrintFact(out, "Owner", job.owner());
+  PrintFact(out, "Submitted", TimeAndAge(job.submit_time(), job.has_submit_time(), context));
+  PrintFact(out, "Started", TimeAndAge(job.start_time(), job.has_start_time(), context));
+  PrintFact(out, "Ended", TimeAndAge(job.end_time(), job.has_end_time(), context));
+  if (job.has_progress()) PrintFact(out, "Progress", ProgressLine(job.progress(), Pace(), false, false, 0));
+  if (job.has_latest_checkpoint()) PrintFact(out, "Checkpoint", job.latest_checkpoint().name());
+  PrintFact(out, "Folder", job.folder());
+  for (const v1::Artifact& artifact : job.artifacts()) PrintFact(out, artifact.kind(), artifact.path());
+  if (!job.evaluations().empty()) out << "\n";
+  PrintPerplexity(out, job);
+  PrintAttempts(out, job, context.environment.out_is_terminal ? context.environment.width : 0);
+  return kExitSucceeded;
+}
+
+}  // namespace
+
+void AddDescribe(CLI::App& app, Context& context) {
+  auto options = std::make_shared<DescribeOptions>();
+  CLI::App* command =
+      AddCommand(app, context, "describe", "Everything about a job, and why it is not running", options, &Describe);
+  command->add_option("JOB", options->job, "Id, or a name that one job has")->required();
+  AddOutputFlag(command, context);
+}
+
+}  // namespace longspan::client

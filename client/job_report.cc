@@ -1,0 +1,122 @@
+#include "client/job_report.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <map>
+#include <set>
+
+#include "client/exit_codes.h"
+#include "client/message_json.h"
+#include "client/output.h"
+#include "proto/support/enum_words.h"
+
+namespace longspan::client {
+namespace {
+
+constexpr const char* kModels[] = {"base", "rescaled", "extended"};
+
+std::string PerplexityText(double perplexity) {
+  if (!std::isfinite(perplexity)) return fmt::format("{}", perplexity);
+  return perplexity < 1e5 ? fmt::format("{:.2f}", perplexity) : fmt::format("{:.2e}", perplexity);
+}
+
+// The newest row of each model, length and protocol.
+std::map<std::tuple<std::string, int64_t, std::string>, v1::EvaluationRow> NewestRows(const v1::Job& job) {
+  std::map<std::tuple<std::string, int64_t, std::string>, v1::EvaluationRow> rows;
+  for (const v1::EvaluationRow& row : job.evaluations()) {
+    auto& kept = rows[{row.protocol(), row.length(), row.model()}];
+    if (kept.model().empty() || row.step() >= kept.step()) kept = row;
+  }
+  return rows;
+}
+
+std::string ArtifactName(const std::string& kind) {
+  if (kind == "adapter") return "Adapter";
+  if (kind == "merged") return "Merged model";
+  if (kind == "run_card") return "Run card";
+  return kind;
+}
+
+void PrintArtifacts(std::ostream& out, const v1::Job& job) {
+  for (const v1::Artifact& artifact : job.artifacts()) {
+    if (artifact.kind() == "dataset") continue;  // shared between jobs, no result
+    out << fmt::format("{:<13} {}\n", ArtifactName(artifact.kind()), WithoutControls(artifact.path()));
+  }
+}
+
+double SecondsBetween(const google::protobuf::Timestamp& begin, const google::protobuf::Timestamp& end) {
+  return std::chrono::duration<double>(TimeOf(end) - TimeOf(begin)).count();
+}
+
+}  // namespace
+
+void PrintPerplexity(std::ostream& out, const v1::Job& job) {
+  const auto rows = NewestRows(job);
+  std::set<std::pair<std::string, int64_t>> lengths;
+  std::set<std::string> protocols;
+  for (const auto& [key, row] : rows) {
+    lengths.emplace(row.protocol(), row.length());
+    protocols.insert(row.protocol());
+  }
+  if (lengths.empty()) return;
+  out << "Perplexity by length (full attention; lower is better)\n\n";
+  std::vector<std::string> headings = {">tokens", ">base", ">rescaled", ">extended"};
+  if (protocols.size() > 1) headings.push_back("protocol");
+  Table table(headings);
+  for (const auto& [protocol, length] : lengths) {
+    std::vector<std::string> cells = {CountText(length)};
+    for (const char* model : kModels) {
+      const auto found = rows.find({protocol, length, model});
+      cells.push_back(found == rows.end() ? "-" : PerplexityText(found->second.perplexity()));
+    }
+    if (protocols.size() > 1) cells.push_back(protocol);
+    table.Add(cells);
+  }
+  table.Print(out, 0);
+}
+
+void PrintResult(std::ostream& out, const v1::Job& job, const std::vector<CurvePoint>& losses,
+                 const CurveShape& shape) {
+  const std::string took = job.has_start_time() && job.has_end_time()
+                               ? " after " + DurationText(SecondsBetween(job.start_time(), job.end_time()))
+                               : "";
+  if (job.state() != v1::JOB_STATE_SUCCEEDED) {
+    out << fmt::format("\n{} {}{}", job.job_id(), WordOf(job.state()), took);
+    if (!job.status_message().empty()) out << ": " << job.status_message();
+    out << "\n";
+    return;
+  }
+  out << fmt::format("\n{} SUCCEEDED{}\n\n", job.job_id(), took);
+  if (const std::string curve = DrawCurve("Loss (nats per token)", "step", losses, shape); !curve.empty())
+    out << curve << "\n";
+  PrintPerplexity(out, job);
+  out << "\n";
+  PrintArtifacts(out, job);
+}
+
+std::string WhereItStands(const v1::Job& job) {
+  std::string text = WordOf(job.state());
+  if (!job.reason().empty()) text += ": " + job.reason();
+  if (!job.status_message().empty()) text += ": " + job.status_message();
+  if (job.queue_position() > 0)
+    text += fmt::format("; position {} in queue {}", job.queue_position(),
+                        job.spec().has_queue() ? job.spec().queue() : "default");
+  return WithoutControls(text);
+}
+
+bool IsTerminal(v1::JobState state) {
+  return state == v1::JOB_STATE_SUCCEEDED || state == v1::JOB_STATE_FAILED || state == v1::JOB_STATE_CANCELLED;
+}
+
+int ExitCodeOf(v1::JobState state) {
+  if (state == v1::JOB_STATE_SUCCEEDED) return kExitSucceeded;
+  return state == v1::JOB_STATE_CANCELLED ? kExitCancelled : kExitFailed;
+}
+
+std::string AgeText(const google::protobuf::Timestamp& since, std::chrono::system_clock::time_point now) {
+  const double seconds = std::chrono::duration<double>(now - TimeOf(since)).count();
+  return DurationText(std::max(0.0, seconds)) + " ago";
+}
+
+}  // namespace longspan::client

@@ -1,0 +1,32 @@
+// What came of a job, and why it does not run: texts for people. Pure.
+#pragma once
+
+#include <chrono>
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include "client/loss_curve.h"
+#include "longspan/v1/job.pb.h"
+
+namespace longspan::client {
+
+// The table of perplexity by length for the base, the rescaled and the extended model; nothing when there is none.
+void PrintPerplexity(std::ostream& out, const v1::Job& job);
+
+// Perplexity, paths of adapter and merged model, loss curve: the end of a job that succeeded. Of any other: how it
+// ended.
+void PrintResult(std::ostream& out, const v1::Job& job, const std::vector<CurvePoint>& losses, const CurveShape& shape);
+
+// "QUEUED: GANG_DOES_NOT_FIT: needs 4 slots, 3 free; position 2 in queue default": one sentence about where a job
+// stands.
+std::string WhereItStands(const v1::Job& job);
+
+bool IsTerminal(v1::JobState state);
+// Exit code of `--wait`.
+int ExitCodeOf(v1::JobState state);
+
+// "3m ago" in whole units.
+std::string AgeText(const google::protobuf::Timestamp& since, std::chrono::system_clock::time_point now);
+
+}  // namespace longspan::client

@@ -1,0 +1,91 @@
+// Pictures in text.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <sstream>
+
+#include "client/loss_curve.h"
+#include "client/output.h"
+#include "client/progress.h"
+
+namespace longspan::client {
+namespace {
+
+using ::testing::HasSubstr;
+
+TEST(LossCurve, FallsFromLeftToRight) {
+  std::vector<CurvePoint> points;
+  for (int i = 0; i <= 20; ++i) points.push_back({static_cast<double>(i), 4.0 - 0.1 * i});
+  points.push_back({21, std::nan("")});
+  EXPECT_EQ(DrawCurve("Loss", "step", points, {31, 5, false}),
+            "Loss\n"
+            "       4 |***\n"
+            "         |   *****\n"
+            "       3 |        *****\n"
+            "         |             *****\n"
+            "       2 |                  ***\n"
+            "         +---------------------\n"
+            "          step 0             20\n");
+}
+
+TEST(LossCurve, BrailleHasFourRowsOfDotsInACharacter) {
+  const std::string curve = DrawCurve("Loss", "step", {{0, 1}, {1, 0}}, {20, 3, true});
+  EXPECT_THAT(curve, HasSubstr("1 │⠉⠒⠤⡀\n     0.5 │   ⠈⠑⠢⢄\n       0 │       ⠉⠒⢄\n"));
+}
+
+TEST(LossCurve, NothingToDrawIsNothing) {
+  EXPECT_EQ(DrawCurve("Loss", "step", {}, {}), "");
+  EXPECT_EQ(DrawCurve("Loss", "step", {{1, 1}}, {}), "");
+  EXPECT_THAT(DrawCurve("Loss", "step", {{1, 2}, {2, 2}}, {72, 11, true}), HasSubstr(" 2 │⠤⠤"));
+}
+
+TEST(Table, AlignsAndCuts) {
+  Table table({"NAME", ">COUNT", "WHY"});
+  table.Add({"a", "1", "a long\nreason"});
+  table.Add({"größer", "1000", ""});
+  std::ostringstream out;
+  table.Print(out, 24);
+  EXPECT_EQ(out.str(), "NAME    COUNT  WHY\na           1  a long...\ngrößer   1000\n");
+}
+
+TEST(Numbers, AreReadable) {
+  EXPECT_EQ(CountText(1234567), "1,234,567");
+  EXPECT_EQ(CountText(-999), "-999");
+  EXPECT_EQ(BytesText(1536), "1.5 KiB");
+  EXPECT_EQ(DurationText(59.4), "59s");
+  EXPECT_EQ(DurationText(3725), "1h02m");
+  EXPECT_EQ(DurationText(-1), "?");
+}
+
+v1::ProgressSample Sample(int64_t step, int64_t seconds, int64_t attempt = 1) {
+  v1::ProgressSample sample;
+  sample.set_attempt(attempt);
+  sample.set_phase(v1::PHASE_TRAIN);
+  sample.set_step(step);
+  sample.set_steps(100);
+  sample.mutable_time()->set_seconds(seconds);
+  return sample;
+}
+
+TEST(Progress, TimeLeftIsLearnedFromOneAttempt) {
+  Pace pace;
+  EXPECT_LT(pace.SecondsLeft(), 0);
+  pace.Add(Sample(10, 1000));
+  pace.Add(Sample(20, 1020));
+  EXPECT_DOUBLE_EQ(pace.SecondsLeft(), 160);
+  pace.Add(Sample(15, 1100, 2));  // a restart: the pause says nothing about the pace
+  EXPECT_LT(pace.SecondsLeft(), 0);
+}
+
+TEST(Progress, TheBarFitsItsTerminal) {
+  Pace pace;
+  pace.Add(Sample(50, 1000));
+  for (int width : {20, 40, 60, 80, 200}) {
+    EXPECT_LT(ColumnsOf(ProgressLine(Sample(50, 1000), pace, true, true, width)), static_cast<size_t>(width));
+  }
+  EXPECT_EQ(ProgressLine(Sample(50, 1000), pace, true, false, 50), "train   [############-------------]  50/100   50%");
+}
+
+}  // namespace
+}  // namespace longspan::client
