@@ -89,6 +89,11 @@ void FleetServiceImpl::AnswerWithDesired(const std::shared_ptr<Call>& call, v1::
   });
 }
 
+std::chrono::milliseconds FleetServiceImpl::HoldTime() const {
+  const absl::Duration quarter_lease = parts_.coordinator->options().core.lease / 4;
+  return std::min(options_.hold, absl::ToChronoMilliseconds(quarter_lease));
+}
+
 void FleetServiceImpl::Hold(const std::shared_ptr<Call>& call, const core::WorkerReport& report,
                             v1::SynchronizeResponse answer) {
   const WorkerId& worker_id = report.worker_id;
@@ -115,7 +120,7 @@ void FleetServiceImpl::Hold(const std::shared_ptr<Call>& call, const core::Worke
     const auto found = held_.find(worker_id);
     if (found != held_.end() && found->second.number == number) found->second.changes = std::move(changes);
   }
-  parts_.coordinator->RunAt(Coordinator::Clock::now() + options_.hold,
+  parts_.coordinator->RunAt(Coordinator::Clock::now() + HoldTime(),
                             [this, worker_id, number] { EndHeld(worker_id, number); });
 }
 

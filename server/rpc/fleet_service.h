@@ -20,7 +20,7 @@ namespace longspan::rpc {
 
 struct FleetServiceOptions {
   BearerToken token;
-  std::chrono::milliseconds hold = std::chrono::seconds(5);
+  std::chrono::milliseconds hold = std::chrono::seconds(5);             // at most; and at most a quarter of the lease
   std::chrono::milliseconds answer_timeout = std::chrono::seconds(20);  // above hold
   // How soon a worker is asked again that has yet to kill a rank of an old attempt.
   std::chrono::milliseconds call_again_fenced = std::chrono::milliseconds(500);
@@ -53,6 +53,8 @@ class FleetServiceImpl final : public v1::FleetService::CallbackService {
 
   void Reported(const std::shared_ptr<Call>& call, const core::WorkerReport& report, bool brings_news,
                 const core::ReportReply& reply, const core::Core& core);
+  // A worker whose call is held must renew its lease in time, also when an answer or two get lost.
+  std::chrono::milliseconds HoldTime() const;
   void Hold(const std::shared_ptr<Call>& call, const core::WorkerReport& report, v1::SynchronizeResponse answer);
   // Ends the held call of a worker: `number` 0 any, else only that one.
   void EndHeld(const WorkerId& worker_id, uint64_t number);
