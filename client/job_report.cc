@@ -31,13 +31,6 @@ std::map<std::tuple<std::string, int64_t, std::string>, v1::EvaluationRow> Newes
   return rows;
 }
 
-std::string ArtifactName(const std::string& kind) {
-  if (kind == "adapter") return "Adapter";
-  if (kind == "merged") return "Merged model";
-  if (kind == "run_card") return "Run card";
-  return kind;
-}
-
 void PrintArtifacts(std::ostream& out, const v1::Job& job) {
   for (const v1::Artifact& artifact : job.artifacts()) {
     if (artifact.kind() == "dataset") continue;  // shared between jobs, no result
@@ -50,6 +43,14 @@ double SecondsBetween(const google::protobuf::Timestamp& begin, const google::pr
 }
 
 }  // namespace
+
+std::string ArtifactName(const std::string& kind) {
+  if (kind == "adapter") return "Adapter";
+  if (kind == "merged") return "Merged model";
+  if (kind == "run_card") return "Run card";
+  if (kind == "dataset") return "Dataset";
+  return kind;
+}
 
 void PrintPerplexity(std::ostream& out, const v1::Job& job) {
   const auto rows = NewestRows(job);
@@ -97,7 +98,7 @@ void PrintResult(std::ostream& out, const v1::Job& job, const std::vector<CurveP
 
 std::string WhereItStands(const v1::Job& job) {
   std::string text = WordOf(job.state());
-  if (!job.reason().empty()) text += ": " + job.reason();
+  if (!job.reason().empty() && job.reason() != text) text += ": " + job.reason();
   if (!job.status_message().empty()) text += ": " + job.status_message();
   if (job.queue_position() > 0)
     text += fmt::format("; position {} in queue {}", job.queue_position(),

@@ -22,6 +22,9 @@ void PrintResult(std::ostream& out, const v1::Job& job, const std::vector<CurveP
 // stands.
 std::string WhereItStands(const v1::Job& job);
 
+// "Merged model" for the artifact kind "merged".
+std::string ArtifactName(const std::string& kind);
+
 bool IsTerminal(v1::JobState state);
 // Exit code of `--wait`.
 int ExitCodeOf(v1::JobState state);

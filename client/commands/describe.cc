@@ -75,7 +75,7 @@ int Describe(const Context& context, const DescribeOptions& options) {
   if (job.has_progress()) PrintFact(out, "Progress", ProgressLine(job.progress(), Pace(), false, false, 0));
   if (job.has_latest_checkpoint()) PrintFact(out, "Checkpoint", job.latest_checkpoint().name());
   PrintFact(out, "Folder", job.folder());
-  for (const v1::Artifact& artifact : job.artifacts()) PrintFact(out, artifact.kind(), artifact.path());
+  for (const v1::Artifact& artifact : job.artifacts()) PrintFact(out, ArtifactName(artifact.kind()), artifact.path());
   if (!job.evaluations().empty()) out << "\n";
   PrintPerplexity(out, job);
   PrintAttempts(out, job, context.environment.out_is_terminal ? context.environment.width : 0);

@@ -1,0 +1,370 @@
+// The commands against a server inside the test: what they send, what they print, how they exit.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "client/exit_codes.h"
+#include "proto/support/status.h"
+#include "tests/client/fake_server.h"
+#include "worker/storage/storage.h"
+
+namespace longspan::client {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+constexpr char kJobFile[] = R"(name: extend
+model: {path: model}
+data:
+  sources: [corpus.txt]
+context_length: 1024
+)";
+
+class CommandsTest : public ::testing::Test {
+ protected:
+  CommandsTest() {
+    std::string name = fs::temp_directory_path() / "longspan-client-XXXXXX";
+    folder_ = ::mkdtemp(name.data());
+    client_.variables["LONGSPAN_ADDRESS"] = server_.address;
+    server_.service.job.set_job_id("job-1");
+    server_.service.job.set_state(v1::JOB_STATE_QUEUED);
+    server_.service.job.mutable_submit_time()->set_seconds(999'000);
+    std::ofstream(JobFile()) << kJobFile;
+  }
+  ~CommandsTest() override { fs::remove_all(folder_); }
+
+  std::string JobFile() const { return folder_ / "job.yaml"; }
+  static json ItemsOf(const Result& result) { return json::parse(result.out).at("items"); }
+
+  // A script of a watch: the job, some samples, the job at its end.
+  static FakeService::WatchScript Script(v1::Job first, std::vector<v1::WatchJobResponse> between,
+                                         std::optional<v1::Job> last, grpc::Status status = grpc::Status::OK) {
+    return [=](const v1::WatchJobRequest&, grpc::ServerWriter<v1::WatchJobResponse>* writer) {
+      v1::WatchJobResponse response;
+      *response.mutable_job() = first;
+      writer->Write(response);
+      for (const auto& update : between) writer->Write(update);
+      if (last) {
+        *response.mutable_job() = *last;
+        writer->Write(response);
+      }
+      return status;
+    };
+  }
+  v1::WatchJobResponse Sample(int64_t sequence, int64_t step, double loss) const {
+    v1::WatchJobResponse response;
+    v1::ProgressSample& sample = *response.mutable_progress();
+    sample.set_sequence(sequence);
+    sample.set_attempt(1);
+    sample.set_phase(v1::PHASE_TRAIN);
+    sample.set_step(step);
+    sample.set_steps(10);
+    (*sample.mutable_values())["loss"] = loss;
+    (*sample.mutable_values())["tokens_per_second"] = 12345;
+    sample.mutable_time()->set_seconds(1000 + 2 * step);
+    return response;
+  }
+  v1::WatchJobResponse Event(int64_t sequence, v1::JobState state, const std::string& message) const {
+    v1::WatchJobResponse response;
+    response.mutable_event()->set_sequence(sequence);
+    response.mutable_event()->set_state(state);
+    response.mutable_event()->set_message(message);
+    return response;
+  }
+  v1::Job JobIn(v1::JobState state) const {
+    v1::Job job = server_.service.job;
+    job.set_state(state);
+    return job;
+  }
+  v1::Job Succeeded() const {
+    v1::Job job = JobIn(v1::JOB_STATE_SUCCEEDED);
+    const auto add = [&job](const char* model, int64_t length, double perplexity, int64_t step) {
+      v1::EvaluationRow& row = *job.add_evaluations();
+      row.set_model(model);
+      row.set_length(length);
+      row.set_protocol("windows");
+      row.set_perplexity(perplexity);
+      row.set_step(step);
+    };
+    add("base", 256, 5.25, 0);
+    add("base", 1024, 123456.0, 0);
+    add("rescaled", 1024, 34.5, 0);
+    add("extended", 1024, 9.75, 5);
+    add("extended", 1024, 8.5, 10);
+    for (const auto& [kind, path] : std::map<std::string, std::string>{
+             {"adapter", "/s/jobs/job-1/adapter"}, {"merged", "/s/jobs/job-1/merged"}, {"dataset", "/s/d"}}) {
+      v1::Artifact& artifact = *job.add_artifacts();
+      artifact.set_kind(kind);
+      artifact.set_path(path);
+    }
+    return job;
+  }
+
+  fs::path folder_;
+  FakeServer server_;
+  TestClient client_;
+};
+
+TEST_F(CommandsTest, SubmitSendsTheJobFileWithAbsolutePathsAndARequestId) {
+  const Result result =
+      client_.Run({"submit", JobFile(), "--set", "training.steps=7", "--set", "labels.fake.steps=5", "-o", "json"});
+  ASSERT_EQ(result.exit_code, kExitSucceeded) << result.err;
+  EXPECT_EQ(ItemsOf(result)[0]["job_id"], "job-1");
+  EXPECT_EQ(ItemsOf(result)[0]["state"], "QUEUED");
+  EXPECT_EQ(ItemsOf(result)[0]["spec"]["training"]["steps"], 7);
+  EXPECT_EQ(json::parse(result.out)["kind"], "Job");
+  const v1::SubmitJobRequest& sent = server_.service.submitted.at(0);
+  EXPECT_FALSE(sent.request_id().empty());
+  EXPECT_EQ(sent.spec().model().path(), folder_ / "model");
+  EXPECT_EQ(sent.spec().data().sources(0), folder_ / "corpus.txt");
+  EXPECT_EQ(sent.spec().labels().at("fake.steps"), "5");
+}
+
+TEST_F(CommandsTest, SubmitIsRetriedUnderTheSameRequestId) {
+  server_.service.unavailable_submits = 2;
+  EXPECT_EQ(client_.Run({"submit", JobFile()}).exit_code, kExitSucceeded);
+  ASSERT_EQ(server_.service.submitted.size(), 3u);
+  EXPECT_EQ(server_.service.submitted[0].request_id(), server_.service.submitted[2].request_id());
+}
+
+TEST_F(CommandsTest, AWrongJobFileIsToldBeforeAnythingIsSent) {
+  std::ofstream(JobFile())
+      << "name: extend\nmodel: {path: m}\ndata: {sources: [x]}\ncontext_length: 1024\ntrainin:\n  steps: 5\n";
+  const Result result = client_.Run({"submit", JobFile()});
+  EXPECT_EQ(result.exit_code, kExitUsage);
+  EXPECT_THAT(result.err, HasSubstr("line 5: trainin: unknown key; did you mean training?"));
+  EXPECT_TRUE(server_.service.submitted.empty());
+}
+
+TEST_F(CommandsTest, TheServersRefusalIsShownWithEveryField) {
+  server_.service.submit_status =
+      ToGrpcStatus(WithDetails(absl::InvalidArgumentError("the job cannot be accepted"),
+                               {"", {}, {{"spec.model.path", "lies outside of the roots"}}}));
+  const Result result = client_.Run({"submit", JobFile()});
+  EXPECT_EQ(result.exit_code, kExitRefused);
+  EXPECT_THAT(result.err,
+              AllOf(HasSubstr("the job cannot be accepted"), HasSubstr("spec.model.path: lies outside of the roots")));
+}
+
+TEST_F(CommandsTest, SubmitAndWaitEndsWithTheTableThePathsAndTheCurve) {
+  const auto running = JobIn(v1::JOB_STATE_RUNNING);
+  server_.service.watch_scripts = {Script(
+      running,
+      {Event(1, v1::JOB_STATE_RUNNING, "attempt 1 runs"), Sample(1, 1, 4.0), Sample(2, 5, 2.0), Sample(3, 10, 1.5)},
+      Succeeded())};
+  const Result result = client_.Run({"submit", "--wait", JobFile()});
+  EXPECT_EQ(result.exit_code, kExitSucceeded) << result.err;
+  EXPECT_THAT(result.out,
+              AllOf(HasSubstr("job-1 submitted"), HasSubstr("attempt 1 runs"),
+                    HasSubstr("train   10/10  100%  loss 1.5000"), HasSubstr("tokens      base  rescaled  extended"),
+                    HasSubstr("256      5.25         -         -"), HasSubstr("1,024  1.23e+05     34.50      8.50"),
+                    HasSubstr("Adapter       /s/jobs/job-1/adapter"), HasSubstr("Merged model  /s/jobs/job-1/merged"),
+                    HasSubstr("Loss (nats per token)"), Not(HasSubstr("\x1b"))));
+}
+
+TEST_F(CommandsTest, OnATerminalTheBarMovesInPlaceAndFitsTheWidth) {
+  client_.terminal = true;
+  client_.width = 60;
+  server_.service.watch_scripts = {
+      Script(JobIn(v1::JOB_STATE_RUNNING),
+             {Sample(1, 1, 4.0), Event(1, v1::JOB_STATE_RUNNING, "saved"), Sample(2, 5, 2.0)}, Succeeded())};
+  const Result result = client_.Run({"watch", "job-1"});
+  EXPECT_THAT(result.out, AllOf(HasSubstr("\r\x1b[K"), HasSubstr("█"), HasSubstr("loss 2.0000"),
+                                HasSubstr("12.3k tok/s"), HasSubstr("10s left")));
+  EXPECT_THAT(result.out, HasSubstr("saved\ntrain")) << "the bar is drawn anew below an event";
+}
+
+TEST_F(CommandsTest, AWatchGoesOnAfterTheServerCameBack) {
+  const auto running = JobIn(v1::JOB_STATE_RUNNING);
+  server_.service.watch_scripts = {Script(running, {Event(4, v1::JOB_STATE_RUNNING, "x"), Sample(7, 1, 4.0)},
+                                          std::nullopt, grpc::Status(grpc::StatusCode::UNAVAILABLE, "restart")),
+                                   Script(running, {Sample(8, 2, 3.0)}, JobIn(v1::JOB_STATE_FAILED))};
+  EXPECT_EQ(client_.Run({"watch", "job-1"}).exit_code, kExitFailed);
+  ASSERT_EQ(server_.service.watched.size(), 2u);
+  EXPECT_EQ(server_.service.watched[1].after_event(), 4);
+  EXPECT_EQ(server_.service.watched[1].after_progress(), 7);
+}
+
+TEST_F(CommandsTest, ExitCodesOfTheEnds) {
+  for (const auto& [state, code] : std::map<v1::JobState, int>{{v1::JOB_STATE_SUCCEEDED, kExitSucceeded},
+                                                               {v1::JOB_STATE_FAILED, kExitFailed},
+                                                               {v1::JOB_STATE_CANCELLED, kExitCancelled}}) {
+    server_.service.watch_scripts = {Script(JobIn(v1::JOB_STATE_PAUSED), {}, JobIn(state))};
+    const Result result = client_.Run({"watch", "job-1"});
+    EXPECT_EQ(result.exit_code, code);
+    EXPECT_THAT(result.out, HasSubstr("job-1 is paused; still waiting"));
+  }
+}
+
+TEST_F(CommandsTest, AWatchThatRunsOutOfTimeSaysThatTheJobGoesOn) {
+  server_.service.watch_scripts = {
+      [this](const v1::WatchJobRequest&, grpc::ServerWriter<v1::WatchJobResponse>* writer) {
+        v1::WatchJobResponse response;
+        *response.mutable_job() = JobIn(v1::JOB_STATE_RUNNING);
+        writer->Write(response);
+        return grpc::Status(grpc::StatusCode::UNAVAILABLE, "again");
+      }};
+  const Result result = client_.Run({"watch", "job-1", "--timeout", "1s"});
+  EXPECT_EQ(result.exit_code, kExitTimeout);
+  EXPECT_THAT(result.err, HasSubstr("job-1 is still RUNNING after 1s"));
+}
+
+TEST_F(CommandsTest, ListGoesThroughThePages) {
+  v1::Job& job = *server_.service.pages[0].add_jobs();
+  job = JobIn(v1::JOB_STATE_QUEUED);
+  job.mutable_spec()->set_name("first");
+  job.set_status_message("needs 4 slots, 3 free");
+  server_.service.pages[0].set_next_page_token("more");
+  server_.service.pages.emplace_back().add_jobs()->set_job_id("job-2");
+  const Result result = client_.Run({"list", "--state", "queued", "--label", "team=x"});
+  EXPECT_EQ(result.exit_code, kExitSucceeded) << result.err;
+  EXPECT_THAT(result.out, AllOf(HasSubstr("JOB"), HasSubstr("first"), HasSubstr("16m40s ago"),
+                                HasSubstr("needs 4 slots, 3 free"), HasSubstr("job-2")));
+  EXPECT_EQ(server_.service.listed[1].page_token(), "more");
+  EXPECT_EQ(server_.service.listed[0].labels().at("team"), "x");
+  EXPECT_EQ(client_.Run({"list", "--state", "asleep"}).exit_code, kExitUsage);
+}
+
+TEST_F(CommandsTest, DescribeSaysWhyAJobDoesNotRun) {
+  server_.service.job.set_reason("GANG_DOES_NOT_FIT");
+  server_.service.job.set_status_message("needs 4 slots, 3 free\x1b[31m");
+  server_.service.job.set_queue_position(2);
+  const Result result = client_.Run({"describe", "job-1"});
+  EXPECT_THAT(result.out, AllOf(HasSubstr("QUEUED: GANG_DOES_NOT_FIT: needs 4 slots, 3 free"),
+                                HasSubstr("position 2 in queue default"), Not(HasSubstr("\x1b"))));
+  const json job = ItemsOf(client_.Run({"describe", "job-1", "-o", "json"}))[0];
+  EXPECT_EQ(job["reason"], "GANG_DOES_NOT_FIT");
+  EXPECT_EQ(job["progress"], nullptr);
+  EXPECT_EQ(job["submit_time"], "1970-01-12T13:30:00.000Z");
+  EXPECT_THAT(client_.Run({"describe", "job-1", "-o", "yaml"}).out,
+              AllOf(HasSubstr("kind: \"Job\""), HasSubstr("queue_position: 2")));
+}
+
+TEST_F(CommandsTest, NonFiniteNumbersAreTextsInJson) {
+  (*server_.service.job.mutable_progress()->mutable_values())["loss"] = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_EQ(ItemsOf(client_.Run({"describe", "job-1", "-o", "json"}))[0]["progress"]["values"]["loss"], "nan");
+}
+
+TEST_F(CommandsTest, ErrorsHaveTheirExitCodes) {
+  const Result missing = client_.Run({"describe", "job-7"});
+  EXPECT_EQ(missing.exit_code, kExitRefused);
+  EXPECT_EQ(missing.err, "longspan: there is no job job-7\n");
+  const Result unimplemented = client_.Run({"pause", "job-1"});
+  EXPECT_EQ(unimplemented.exit_code, kExitRefused);
+  EXPECT_THAT(unimplemented.err, HasSubstr("this server cannot do that yet"));
+  EXPECT_EQ(client_.Run({"fly"}).exit_code, kExitUsage);
+  EXPECT_EQ(client_.Run({}).exit_code, kExitUsage);
+  EXPECT_EQ(client_.Run({"list", "--limit", "0"}).exit_code, kExitUsage);
+  EXPECT_EQ(client_.Run({"submit", "/no/such/file.yaml"}).exit_code, kExitUsage);
+  EXPECT_EQ(client_.Run({"--help"}).exit_code, kExitSucceeded);
+  client_.variables["LONGSPAN_ADDRESS"] = "127.0.0.1:1";
+  const Result away = client_.Run({"list"});
+  EXPECT_EQ(away.exit_code, kExitConnection);
+  EXPECT_THAT(away.err, HasSubstr("cannot reach the server at 127.0.0.1:1"));
+  client_.variables["LONGSPAN_ADDRESS"] = "cluster.example:1";
+  EXPECT_EQ(client_.Run({"list"}).exit_code, kExitUsage) << "plain text to another machine";
+}
+
+TEST_F(CommandsTest, AddressAndTokenComeFromFlagsThenVariablesThenTheFile) {
+  std::ofstream(folder_ / "config.yaml") << "address: " << server_.address << "\ntoken: from-file\n";
+  client_.variables = {{"LONGSPAN_CONFIG", folder_ / "config.yaml"}};
+  EXPECT_EQ(client_.Run({"submit", JobFile()}).exit_code, kExitSucceeded);
+  EXPECT_EQ(server_.service.authorization, "Bearer from-file");
+  client_.variables["LONGSPAN_TOKEN"] = "from-variable";
+  client_.Run({"submit", JobFile()});
+  EXPECT_EQ(server_.service.authorization, "Bearer from-variable");
+  std::ofstream(folder_ / "token") << "from-flag\n";
+  client_.Run({"submit", JobFile(), "--token-file", folder_ / "token"});
+  EXPECT_EQ(server_.service.authorization, "Bearer from-flag");
+  std::ofstream(folder_ / "config.yaml") << "adress: x\n";
+  const Result wrong = client_.Run({"list"});
+  EXPECT_EQ(wrong.exit_code, kExitUsage);
+  EXPECT_THAT(wrong.err, HasSubstr("unknown key adress"));
+}
+
+TEST_F(CommandsTest, LogsFollowThroughABrokenConnection) {
+  server_.service.log = "line one\nline two\n";
+  EXPECT_EQ(client_.Run({"logs", "job-1", "--follow"}).out, "line one\nline two\n");
+  EXPECT_EQ(client_.Run({"logs", "job-1"}).exit_code, kExitConnection) << "without --follow a broken stream is told";
+}
+
+TEST_F(CommandsTest, WorkersAndCheckpointsAreTables) {
+  v1::Worker& worker = *server_.service.workers.add_workers();
+  worker.set_worker_id("gpu-7");
+  worker.set_up(true);
+  worker.set_draining(true);
+  worker.add_slots()->set_device("cpu");
+  worker.add_slots()->set_job_id("job-1");
+  EXPECT_THAT(client_.Run({"workers"}).out, ::testing::ContainsRegex("gpu-7 +draining +2 +1 +cpu"));
+  v1::CheckpointRecord& checkpoint = *server_.service.checkpoints.add_checkpoints();
+  checkpoint.set_name("step-00000200.attempt-3");
+  checkpoint.set_step(200);
+  checkpoint.set_size_bytes(3 << 20);
+  EXPECT_THAT(client_.Run({"checkpoints", "job-1"}).out,
+              ::testing::ContainsRegex("step-00000200.attempt-3 +200 +0 +3.0 MiB"));
+  EXPECT_EQ(client_.Run({"cancel", "job-1"}).out, "job-1 is CANCELLING\n");
+}
+
+TEST_F(CommandsTest, DownloadResumesChecksAndStaysInItsFolder) {
+  const auto add = [](v1::ListFilesResponse& list, const std::string& path, bool is_folder) {
+    list.add_files()->set_path(path);
+    list.mutable_files(list.files_size() - 1)->set_is_folder(is_folder);
+  };
+  add(server_.service.folders[""], "merged", true);
+  add(server_.service.folders["merged"], "merged/config.json", false);
+  const std::string text = "0123456789";
+  server_.service.download_script = [&text](const v1::DownloadFileRequest& request,
+                                            grpc::ServerWriter<v1::DownloadFileResponse>* writer) {
+    v1::DownloadFileResponse response;
+    response.set_data(
+        text.substr(static_cast<size_t>(request.offset()), request.offset() == 0 ? 4 : std::string::npos));
+    if (request.offset() > 0) response.set_sha256(storage::Sha256Hex(response.data()));
+    writer->Write(response);
+    return request.offset() == 0 ? grpc::Status(grpc::StatusCode::UNAVAILABLE, "away") : grpc::Status::OK;
+  };
+  const std::string to = folder_ / "here";
+  const Result result = client_.Run({"download", "job-1", "--to", to});
+  EXPECT_EQ(result.exit_code, kExitSucceeded) << result.err;
+  std::stringstream read;
+  read << std::ifstream(folder_ / "here/merged/config.json").rdbuf();
+  EXPECT_EQ(read.str(), text);
+  EXPECT_EQ(server_.service.downloads.back().offset(), 4);
+
+  server_.service.download_script = [](const v1::DownloadFileRequest&,
+                                       grpc::ServerWriter<v1::DownloadFileResponse>* writer) {
+    v1::DownloadFileResponse response;
+    response.set_data("x");
+    response.set_sha256("00");
+    writer->Write(response);
+    return grpc::Status::OK;
+  };
+  EXPECT_THAT(client_.Run({"download", "job-1", "merged/none", "--to", to}).err, HasSubstr("no file or folder"));
+  EXPECT_THAT(client_.Run({"download", "job-1", "merged", "--to", to}).err, HasSubstr("arrived damaged"));
+  server_.service.folders["merged"].mutable_files(0)->set_path("../../escape");
+  EXPECT_THAT(client_.Run({"download", "job-1", "merged", "--to", to}).err, HasSubstr("no plain relative path"));
+}
+
+TEST_F(CommandsTest, CompletionKnowsEveryCommand) {
+  for (const char* shell : {"bash", "zsh", "fish"}) {
+    const Result result = client_.Run({"completion", shell});
+    EXPECT_EQ(result.exit_code, kExitSucceeded);
+    for (const char* command :
+         {"submit", "plan", "list", "describe", "watch", "logs", "cancel", "pause", "resume", "checkpoints", "export",
+          "download", "workers", "drain", "undrain", "dev", "version", "completion"}) {
+      EXPECT_THAT(result.out, HasSubstr(command)) << shell;
+    }
+  }
+  EXPECT_EQ(client_.Run({"completion", "tcsh"}).exit_code, kExitUsage);
+  EXPECT_THAT(client_.Run({"version"}).out, ::testing::ContainsRegex("^longspan [0-9]+\\.[0-9]+"));
+}
+
+}  // namespace
+}  // namespace longspan::client
