@@ -113,6 +113,10 @@ absl::Status CheckFlags(const Flags& flags, const core::CoreOptions& core) {
                     "hold one slot",
                     flags.lease_seconds));
   }
+  if (core.restart_grace < core.slot_reuse_after) {
+    return absl::InvalidArgumentError(fmt::format("--restart-grace-seconds must be at least the slot reuse time ({})",
+                                                  absl::ToDoubleSeconds(core.slot_reuse_after)));
+  }
   for (const std::string& root : flags.roots) {
     if (!std::filesystem::path(root).is_absolute()) {
       return absl::InvalidArgumentError(

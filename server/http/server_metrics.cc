@@ -89,7 +89,7 @@ void AddJobInfo(const ClusterSnapshot& snapshot, std::vector<MetricFamily>* out)
     const core::Job& job = view.job;
     const nlohmann::json spec = nlohmann::json::parse(job.spec_json, nullptr, false);
     if (spec.is_discarded()) continue;
-    info.Add({{"job", job.id.value()},
+    info.Add({{"job_id", job.id.value()},
               {"name", job.name},
               {"queue", job.queue},
               {"method", TextAt(spec, "/method/kind")},

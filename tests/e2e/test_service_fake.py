@@ -37,7 +37,7 @@ def test_submit_twice_with_one_request_id_is_one_job(make_cluster):
 def test_more_slots_than_the_cluster_waits_with_a_reason(make_cluster):
     with fake_cluster(make_cluster) as cluster:
         job_id = cluster.submit(fake_job("too-large", slots=3))
-        job = wait_until(lambda: (j := cluster.job(job_id))["reason"] == "GANG_DOES_NOT_FIT" and j, "the reason")
+        job = wait_until(lambda: (j := cluster.job(job_id))["reason"] == "GANG_EXCEEDS_CLUSTER" and j, "the reason")
         assert job["state"] == "QUEUED"
         assert "3 slots" in job["status_message"]
         cluster.start_worker("worker-2")

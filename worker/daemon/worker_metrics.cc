@@ -146,7 +146,7 @@ struct WorkerMetrics::Job {
   // The series of this job in `family`, made on first use; null above kSeriesMax.
   template <class Metric, class... Arguments>
   Metric* Series(Family<Metric>& family, Labels labels, const Arguments&... arguments) {
-    labels["job"] = job_id;
+    labels["job_id"] = job_id;
     const auto key = std::make_pair(static_cast<const void*>(&family), labels);
     const auto found = series.find(key);
     if (found != series.end()) return static_cast<Metric*>(found->second);

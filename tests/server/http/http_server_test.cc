@@ -61,7 +61,7 @@ TEST_F(HttpTest, MetricsShowJobsWorkersAndQueues) {
   EXPECT_THAT(text, HasSubstr("longspan_worker_up{worker=\"gpu-1\"} 1"));
   EXPECT_THAT(text, HasSubstr("longspan_slots{state=\"free\",worker=\"gpu-1\"} 2"));
   EXPECT_THAT(text, HasSubstr("longspan_worker_lease_age_seconds{worker=\"gpu-1\"}"));
-  EXPECT_THAT(text, HasSubstr("job=\"" + job.job_id() + "\""));
+  EXPECT_THAT(text, HasSubstr("job_id=\"" + job.job_id() + "\""));
   EXPECT_THAT(text, HasSubstr("method=\"longlora\""));
   EXPECT_THAT(text, HasSubstr("longspan_coordinator_up 1"));
 }

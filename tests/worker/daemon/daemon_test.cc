@@ -258,8 +258,8 @@ TEST_F(DaemonTest, AGangOfTwoMeetsAndRunsToTheEnd) {
   EXPECT_EQ(ExitOf(key_).exit_code(), 0) << ExitOf(key_).message() << ExitOf(key_).log_tail();
   EXPECT_EQ(ExitOf(second).exit_code(), 0) << ExitOf(second).message() << ExitOf(second).log_tail();
   EXPECT_GE(fleet_.Locked([&](const FakeFleet& fleet) { return fleet.samples(key_); }), 20);
-  EXPECT_THAT(metrics_.Scrape(), HasSubstr("longspan_train_loss{job=\"job-1\"}"));
-  EXPECT_THAT(metrics_.Scrape(), HasSubstr("longspan_train_tokens_total{job=\"job-1\"}"));
+  EXPECT_THAT(metrics_.Scrape(), HasSubstr("longspan_train_loss{job_id=\"job-1\"}"));
+  EXPECT_THAT(metrics_.Scrape(), HasSubstr("longspan_train_tokens_total{job_id=\"job-1\"}"));
 }
 
 TEST_F(DaemonTest, GarbageOnTheLinePipeIsCountedAndHarmless) {

@@ -37,30 +37,30 @@ TEST(WorkerMetricsTest, ShowsTheTrainingOfRankZero) {
   metrics.OnLine(kRank0, true, lines::Evaluation{"extended", 1024, "windows", 4.5, 1.5, 1000, 10}, kWall);
   metrics.OnLine({"job-1", 1, 1}, true, Train(99, {{"loss", 9.0}}), kWall);
   const std::string text = metrics.Scrape();
-  EXPECT_THAT(text, HasSubstr("longspan_train_loss{job=\"job-1\"} 2.5\n"));
-  EXPECT_THAT(text, HasSubstr("longspan_train_step{job=\"job-1\"} 10\n"));
-  EXPECT_THAT(text, HasSubstr("longspan_train_progress_ratio{job=\"job-1\"} 0.1\n"));
-  EXPECT_THAT(text, HasSubstr("longspan_train_tokens_total{job=\"job-1\"} 640\n"));
-  EXPECT_THAT(text, HasSubstr("longspan_train_nonfinite_steps_total{job=\"job-1\"} 0\n"));
-  EXPECT_THAT(text, HasSubstr("longspan_train_step_phase_seconds_count{job=\"job-1\",phase=\"forward\"} 1\n"));
-  EXPECT_THAT(text, HasSubstr("longspan_train_memory_bytes{job=\"job-1\",kind=\"peak\"} 4096\n"));
-  EXPECT_THAT(text, HasSubstr("longspan_train_last_progress_timestamp_seconds{job=\"job-1\"} 1700000000\n"));
-  EXPECT_THAT(text, HasSubstr("longspan_checkpoint_bytes{job=\"job-1\"} 77\n"));
-  EXPECT_THAT(text, HasSubstr("longspan_eval_perplexity{job=\"job-1\",length=\"1024\",model=\"extended\"} 4.5\n"));
+  EXPECT_THAT(text, HasSubstr("longspan_train_loss{job_id=\"job-1\"} 2.5\n"));
+  EXPECT_THAT(text, HasSubstr("longspan_train_step{job_id=\"job-1\"} 10\n"));
+  EXPECT_THAT(text, HasSubstr("longspan_train_progress_ratio{job_id=\"job-1\"} 0.1\n"));
+  EXPECT_THAT(text, HasSubstr("longspan_train_tokens_total{job_id=\"job-1\"} 640\n"));
+  EXPECT_THAT(text, HasSubstr("longspan_train_nonfinite_steps_total{job_id=\"job-1\"} 0\n"));
+  EXPECT_THAT(text, HasSubstr("longspan_train_step_phase_seconds_count{job_id=\"job-1\",phase=\"forward\"} 1\n"));
+  EXPECT_THAT(text, HasSubstr("longspan_train_memory_bytes{job_id=\"job-1\",kind=\"peak\"} 4096\n"));
+  EXPECT_THAT(text, HasSubstr("longspan_train_last_progress_timestamp_seconds{job_id=\"job-1\"} 1700000000\n"));
+  EXPECT_THAT(text, HasSubstr("longspan_checkpoint_bytes{job_id=\"job-1\"} 77\n"));
+  EXPECT_THAT(text, HasSubstr("longspan_eval_perplexity{job_id=\"job-1\",length=\"1024\",model=\"extended\"} 4.5\n"));
 }
 
 TEST(WorkerMetricsTest, CountersStartAtZeroInEachAttempt) {
   WorkerMetrics metrics;
   metrics.OnLine(kRank0, true, Train(1, {{"tokens_total", 100}}), kWall);
   metrics.OnLine(kRank0, true, Train(2, {{"tokens_total", 200}}), kWall);
-  EXPECT_THAT(metrics.Scrape(), HasSubstr("longspan_train_tokens_total{job=\"job-1\"} 200\n"));
+  EXPECT_THAT(metrics.Scrape(), HasSubstr("longspan_train_tokens_total{job_id=\"job-1\"} 200\n"));
   // The second attempt resumed at 150; a line of the first one that comes late changes nothing.
   const RankKey second{"job-1", 2, 0};
   metrics.OnLine(second, false, Train(2, {{"tokens_total", 150}}), kWall);
-  EXPECT_THAT(metrics.Scrape(), HasSubstr("longspan_train_tokens_total{job=\"job-1\"} 0\n"));
+  EXPECT_THAT(metrics.Scrape(), HasSubstr("longspan_train_tokens_total{job_id=\"job-1\"} 0\n"));
   metrics.OnLine(kRank0, true, Train(3, {{"tokens_total", 300}}), kWall);
   metrics.OnLine(second, false, Train(3, {{"tokens_total", 250}}), kWall);
-  EXPECT_THAT(metrics.Scrape(), HasSubstr("longspan_train_tokens_total{job=\"job-1\"} 100\n"));
+  EXPECT_THAT(metrics.Scrape(), HasSubstr("longspan_train_tokens_total{job_id=\"job-1\"} 100\n"));
 }
 
 TEST(WorkerMetricsTest, NonFiniteNumbersAreShownAndDoNotPoisonCounters) {
@@ -69,9 +69,9 @@ TEST(WorkerMetricsTest, NonFiniteNumbersAreShownAndDoNotPoisonCounters) {
   metrics.OnLine(kRank0, true, Train(1, {{"loss", nan}, {"tokens_total", nan}, {"seconds_data", nan}}), kWall);
   metrics.OnLine(kRank0, true, Train(2, {{"tokens_total", 5}, {"grad_norm", INFINITY}}), kWall);
   const std::string text = metrics.Scrape();
-  EXPECT_THAT(text, HasSubstr("longspan_train_loss{job=\"job-1\"} Nan\n"));
-  EXPECT_THAT(text, HasSubstr("longspan_train_grad_norm{job=\"job-1\"} +Inf\n"));
-  EXPECT_THAT(text, HasSubstr("longspan_train_tokens_total{job=\"job-1\"} 5\n"));
+  EXPECT_THAT(text, HasSubstr("longspan_train_loss{job_id=\"job-1\"} Nan\n"));
+  EXPECT_THAT(text, HasSubstr("longspan_train_grad_norm{job_id=\"job-1\"} +Inf\n"));
+  EXPECT_THAT(text, HasSubstr("longspan_train_tokens_total{job_id=\"job-1\"} 5\n"));
 }
 
 TEST(WorkerMetricsTest, SeriesOfAJobGoAwaySomeMinutesAfterItsEnd) {
