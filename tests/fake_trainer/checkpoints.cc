@@ -54,7 +54,8 @@ int64_t LoadCheckpoint(const fs::path& work, const std::string& name, const std:
   if (!manifest_sha256.empty() && storage::Sha256Hex(manifest) != manifest_sha256) {
     throw std::runtime_error("the manifest of " + name + " is not the recorded one");
   }
-  for (const auto& [file, facts] : json::parse(manifest).at("files").items()) {
+  const json document = json::parse(manifest);  // outlives the loop over a part of it
+  for (const auto& [file, facts] : document.at("files").items()) {
     if (storage::Sha256HexOfFile(folder / file) != facts.at("sha256"))
       throw std::runtime_error(name + "/" + file + " is damaged");
   }

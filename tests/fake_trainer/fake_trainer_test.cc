@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <iostream>
 #include <memory>
 
 #include "proto/trainer_lines/trainer_lines.h"
@@ -108,7 +109,10 @@ class FakeTrainerTest : public ::testing::Test {
     std::string name = fs::temp_directory_path() / "longspan-fake-XXXXXX";
     folder_ = ::mkdtemp(name.data());
   }
-  ~FakeTrainerTest() override { fs::remove_all(folder_); }
+  ~FakeTrainerTest() override {
+    if (HasFailure()) std::cerr << std::ifstream(folder_ / "log").rdbuf();
+    fs::remove_all(folder_);
+  }
 
   void WriteSpec(const std::string& labels) {
     std::ofstream(folder_ / "spec.json")
