@@ -56,7 +56,7 @@ std::string PhaseWord(v1::Phase phase) {
 
 std::string ProgressLine(const v1::ProgressSample& sample, const Pace& pace, bool with_bar, bool utf8, int width) {
   const double part = sample.steps() > 0 ? static_cast<double>(sample.step()) / static_cast<double>(sample.steps()) : 0;
-  const std::string head = fmt::format("{:<8}", PhaseWord(sample.phase()));
+  const std::string head = fmt::format("{:<9}", PhaseWord(sample.phase()));
   std::string tail = fmt::format("{}/{}  {:>3.0f}%", sample.step(), sample.steps(), std::floor(part * 100));
   if (const auto loss = sample.values().find("loss"); loss != sample.values().end())
     tail += fmt::format("  loss {:.4f}", loss->second);

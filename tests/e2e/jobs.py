@@ -21,7 +21,7 @@ def tiny_job(source_dir, name, steps=30, slots=2, **changes):
     spec = {
         "name": name,
         "model": {"path": str(examples / "tiny-base")},
-        "data": {"sources": [str(examples / "corpus")]},
+        "data": {"sources": [str(examples / "corpus")], "holdout_fraction": 0.004},
         "context_length": 512,
         "method": {"kind": "longlora"},
         "training": {"steps": steps, "global_batch": 4, "learning_rate": 1e-3, "warmup_steps": 5, "seed": 7},
