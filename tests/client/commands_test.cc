@@ -164,7 +164,7 @@ TEST_F(CommandsTest, SubmitAndWaitEndsWithTheTableThePathsAndTheCurve) {
   EXPECT_EQ(result.exit_code, kExitSucceeded) << result.err;
   EXPECT_THAT(result.out,
               AllOf(HasSubstr("job-1 submitted"), HasSubstr("attempt 1 runs"),
-                    HasSubstr("train   10/10  100%  loss 1.5000"), HasSubstr("tokens      base  rescaled  extended"),
+                    HasSubstr("train    10/10  100%  loss 1.5000"), HasSubstr("tokens      base  rescaled  extended"),
                     HasSubstr("256      5.25         -         -"), HasSubstr("1,024  1.23e+05     34.50      8.50"),
                     HasSubstr("Adapter       /s/jobs/job-1/adapter"), HasSubstr("Merged model  /s/jobs/job-1/merged"),
                     HasSubstr("Loss (nats per token)"), Not(HasSubstr("\x1b"))));
