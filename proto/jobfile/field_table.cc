@@ -6,9 +6,8 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <type_traits>
 
-#include "proto/jobfile/enum_names.h"
+#include "proto/jobfile/field_values.h"
 
 namespace longspan::jobfile {
 namespace {
@@ -16,166 +15,8 @@ namespace {
 using nlohmann::json;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr int64_t kIntegerMax = std::numeric_limits<int64_t>::max();
 constexpr int64_t kTokensMax = int64_t{1} << 24;
 constexpr int64_t kCountMax = 1'000'000'000;
-constexpr size_t kTextBytesMax = 4096;
-constexpr size_t kListEntriesMax = 4096;
-constexpr size_t kLabelsMax = 64;
-
-// ---- reading one value ----
-
-std::string Wrong(const json& value, std::string_view wanted) {
-  return fmt::format("is {}; must be {}", Shown(value), wanted);
-}
-
-std::string Read(const json& value, bool& out) {
-  if (!value.is_boolean()) return Wrong(value, "true or false");
-  out = value.get<bool>();
-  return "";
-}
-
-std::string Read(const json& value, int64_t& out) {
-  if (value.is_number_unsigned() && value.get<uint64_t>() > static_cast<uint64_t>(kIntegerMax)) {
-    return Wrong(value, fmt::format("at most {}", kIntegerMax));
-  }
-  if (value.is_number_integer()) {
-    out = value.get<int64_t>();
-    return "";
-  }
-  // 1e3 and 1000.0 are whole numbers too, as far as a double counts exactly.
-  if (value.is_number_float() && std::abs(value.get<double>()) <= 9007199254740992.0 &&
-      std::trunc(value.get<double>()) == value.get<double>()) {
-    out = static_cast<int64_t>(value.get<double>());
-    return "";
-  }
-  return Wrong(value, "a whole number");
-}
-
-std::string Read(const json& value, double& out) {
-  if (!value.is_number() || !std::isfinite(value.get<double>())) return Wrong(value, "a finite number");
-  out = value.get<double>();
-  return "";
-}
-
-std::string Read(const json& value, std::string& out) {
-  if (!value.is_string()) return Wrong(value, "a text");
-  const std::string& text = value.get_ref<const std::string&>();
-  if (text.size() > kTextBytesMax)
-    return fmt::format("has {} bytes; at most {} are allowed", text.size(), kTextBytesMax);
-  if (text.find('\0') != std::string::npos) return "contains a zero byte";
-  try {
-    json(text).dump();
-  } catch (const json::exception&) {
-    return "is not valid UTF-8";
-  }
-  out = text;
-  return "";
-}
-
-template <class E>
-std::string NamesOf() {
-  std::string names;
-  for (const auto& [value, name] : EnumNames<E>::kValues) names += (names.empty() ? "" : " | ") + std::string(name);
-  return names;
-}
-
-template <class E>
-  requires std::is_enum_v<E>
-std::string Read(const json& value, E& out) {
-  const std::optional<E> read = value.is_string() ? ValueOf<E>(value.get_ref<const std::string&>()) : std::nullopt;
-  if (!read) return Wrong(value, "one of " + NamesOf<E>());
-  out = *read;
-  return "";
-}
-
-template <class T>
-std::string Read(const json& value, std::vector<T>& out) {
-  if (!value.is_array()) return Wrong(value, "a list");
-  if (value.size() > kListEntriesMax)
-    return fmt::format("has {} entries; at most {} are allowed", value.size(), kListEntriesMax);
-  out.clear();
-  for (size_t i = 0; i < value.size(); ++i) {
-    T entry{};
-    if (std::string wrong = Read(value[i], entry); !wrong.empty()) return fmt::format("entry {} {}", i + 1, wrong);
-    out.push_back(std::move(entry));
-  }
-  return "";
-}
-
-std::string Read(const json& value, std::map<std::string, std::string>& out) {
-  if (!value.is_object()) return Wrong(value, "a map of texts");
-  if (value.size() > kLabelsMax) return fmt::format("has {} entries; at most {} are allowed", value.size(), kLabelsMax);
-  out.clear();
-  for (const auto& [key, entry] : value.items()) {
-    std::string text;
-    // A number or a boolean in a label is what the user wrote, not a number to us.
-    if (entry.is_number() || entry.is_boolean()) {
-      text = entry.dump();
-    } else if (std::string wrong = Read(entry, text); !wrong.empty()) {
-      return fmt::format("entry {} {}", Shown(key), wrong);
-    }
-    out.emplace(key, std::move(text));
-  }
-  return "";
-}
-
-template <class T>
-std::string Read(const json& value, std::optional<T>& out) {
-  if (value.is_null()) {
-    out.reset();
-    return "";
-  }
-  T read{};
-  std::string wrong = Read(value, read);
-  if (wrong.empty()) out = read;
-  return wrong;
-}
-
-// ---- writing one value ----
-
-template <class T>
-json Write(const T& value) {
-  if constexpr (std::is_enum_v<T>) {
-    return NameOf(value);
-  } else if constexpr (std::is_same_v<T, std::map<std::string, std::string>>) {
-    return value.empty() ? json::object() : json(value);
-  } else {
-    return json(value);
-  }
-}
-template <class T>
-json Write(const std::vector<T>& value) {
-  return value.empty() ? json::array() : json(value);
-}
-template <class T>
-json Write(const std::optional<T>& value) {
-  return value ? Write(*value) : json();
-}
-
-template <class T>
-struct Plain {
-  using Type = T;
-  static constexpr bool kOptional = false;
-};
-template <class T>
-struct Plain<std::optional<T>> {
-  using Type = T;
-  static constexpr bool kOptional = true;
-};
-
-template <class T>
-std::string TypeName() {
-  if constexpr (std::is_same_v<T, bool>) return "boolean";
-  if constexpr (std::is_same_v<T, int64_t>) return "integer";
-  if constexpr (std::is_same_v<T, double>) return "number";
-  if constexpr (std::is_same_v<T, std::string>) return "string";
-  if constexpr (std::is_same_v<T, std::vector<std::string>>) return "list of strings";
-  if constexpr (std::is_same_v<T, std::vector<int64_t>>) return "list of integers";
-  if constexpr (std::is_same_v<T, std::map<std::string, std::string>>) return "map";
-  if constexpr (std::is_enum_v<T>) return NamesOf<T>();
-  return "";
-}
 
 // ---- ranges ----
 
