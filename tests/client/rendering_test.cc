@@ -84,7 +84,7 @@ TEST(Progress, TheBarFitsItsTerminal) {
   for (int width : {20, 40, 60, 80, 200}) {
     EXPECT_LT(ColumnsOf(ProgressLine(Sample(50, 1000), pace, true, true, width)), static_cast<size_t>(width));
   }
-  EXPECT_EQ(ProgressLine(Sample(50, 1000), pace, true, false, 50), "train    [############-------------]  50/100   50%");
+  EXPECT_EQ(ProgressLine(Sample(50, 1000), pace, true, false, 50), "train    [############------------]  50/100   50%");
 }
 
 }  // namespace
