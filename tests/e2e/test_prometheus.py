@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import urllib.error
 import urllib.parse
 import urllib.request
 
@@ -38,7 +39,16 @@ def prometheus(tmp_path):
                     return line.rsplit("address=", 1)[1].split()[0]
             return None
 
-        return wait_until(address, "prometheus to listen")
+        found = wait_until(address, "prometheus to listen")
+
+        def ready():  # it answers 503 until its storage is open
+            try:
+                return urllib.request.urlopen(f"http://{found}/-/ready").status == 200
+            except urllib.error.HTTPError:
+                return False
+
+        wait_until(ready, "prometheus to be ready")
+        return found
 
     yield start
     for process in started:
