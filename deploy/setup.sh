@@ -2,7 +2,7 @@
 # Installs what Longspan needs: packages of Debian 12 or Ubuntu 24.04, and LibTorch from its Python wheel into .venv.
 #
 #   deploy/setup.sh            to build and run on CPUs
-#   deploy/setup.sh --tests    also what tests/run.sh needs: PyTorch, transformers, PEFT, Prometheus
+#   deploy/setup.sh --tests    also what tests/run.sh needs: PyTorch, transformers, PEFT, Prometheus, clang-format, clang-tidy
 #   deploy/setup.sh --cuda     the CUDA flavour: cuDNN, NCCL, cuBLAS and nvcc, to compile CUDA code (no GPU needed)
 #
 # What is there already is left alone: a second run takes a second. Needs root or sudo only when a package is missing.
@@ -64,6 +64,7 @@ else
 fi
 if "$tests"; then
   once "test-packages-$(sha256sum tests/parity/requirements.txt | cut -c1-12)" "${pip[@]}" -r tests/parity/requirements.txt
+  once "checks-$(sha256sum deploy/ci/requirements.txt | cut -c1-12)" "${pip[@]}" -r deploy/ci/requirements.txt
 fi
 if "$cuda"; then
   once nvcc "${pip[@]}" 'cuda-toolkit[nvcc,cccl,crt,nvvm]==13.0.2'

@@ -145,7 +145,7 @@ int LineAt(std::string_view text, size_t byte) {
 // nlohmann's message without its own prefix and position.
 std::string Cause(const json::parse_error& error) {
   const std::string text = error.what();
-  const size_t colon = text.rfind(": ", text.find(";"));
+  const size_t colon = text.rfind(": ", text.find(';'));
   return colon == std::string::npos ? text : text.substr(colon + 2);
 }
 

@@ -4,9 +4,9 @@
 // JobSpec message (proto/longspan/v1/job.proto) has the same fields under the same names; a test ties the two, the
 // parser and deploy/examples/reference.yaml together.
 //
-// An absent optional means that the user did not say; what then happens is stated beside the field. Values that only the
-// model's config.json can settle (the rope factor, the training dtype of the device) stay absent here and are resolved by the
-// trainer, which records what it chose in the run card.
+// An absent optional means that the user did not say; what then happens is stated beside the field. Values that only
+// the model's config.json can settle (the rope factor, the training dtype of the device) stay absent here and are
+// resolved by the trainer, which records what it chose in the run card.
 #pragma once
 
 #include <cstdint>
@@ -27,31 +27,31 @@ enum class TrainingDtype { kFp32, kBf16 };
 enum class EvaluationProtocol { kWindows, kPaper };
 
 struct ModelSection {
-  std::string path;                        // Hugging Face folder; required
-  ModelInit init = ModelInit::kWeights;    // random needs only config.json and the tokenizer
+  std::string path;                      // Hugging Face folder; required
+  ModelInit init = ModelInit::kWeights;  // random needs only config.json and the tokenizer
 };
 
 struct DataSection {
-  std::vector<std::string> sources;        // files or folders; required except for `probe`
-  std::optional<DataFormat> format;        // absent: by content
-  std::string text_field = "text";         // field of a .jsonl record
-  double holdout_fraction = 0.02;          // of the tokens, never trained on; [0, 0.5]
-  bool packing = false;                    // true: documents keep their borders; false: plain concatenation
+  std::vector<std::string> sources;  // files or folders; required except for `probe`
+  std::optional<DataFormat> format;  // absent: by content
+  std::string text_field = "text";   // field of a .jsonl record
+  double holdout_fraction = 0.02;    // of the tokens, never trained on; [0, 0.5]
+  bool packing = false;              // true: documents keep their borders; false: plain concatenation
 };
 
 struct AttentionSection {
   AttentionKind kind = AttentionKind::kS2;
-  std::optional<int64_t> group_size;       // tokens; excludes group_ratio
-  std::optional<double> group_ratio;       // of context_length, (0, 1]; absent and no group_size: 0.25
+  std::optional<int64_t> group_size;  // tokens; excludes group_ratio
+  std::optional<double> group_ratio;  // of context_length, (0, 1]; absent and no group_size: 0.25
 };
 
 struct MethodSection {
   MethodKind kind = MethodKind::kLongLora;
-  std::optional<int64_t> rank;             // absent: 8, or the adapter's
-  std::optional<double> alpha;             // absent: 16, or the adapter's
-  double dropout = 0.0;                    // [0, 1), on the input of A
-  std::vector<std::string> targets;        // last module names; empty: q_proj k_proj v_proj o_proj, or the adapter's
-  std::string adapter;                     // PEFT folder to start from; empty: fresh A and B
+  std::optional<int64_t> rank;       // absent: 8, or the adapter's
+  std::optional<double> alpha;       // absent: 16, or the adapter's
+  double dropout = 0.0;              // [0, 1), on the input of A
+  std::vector<std::string> targets;  // last module names; empty: q_proj k_proj v_proj o_proj, or the adapter's
+  std::string adapter;               // PEFT folder to start from; empty: fresh A and B
 };
 
 struct RopeSection {
@@ -63,58 +63,58 @@ struct RopeSection {
 
 struct TrainingSection {
   int64_t steps = 1000;
-  int64_t global_batch = 64;               // sequences per optimizer step, over all ranks
-  std::optional<int64_t> micro_batch;      // sequences per forward pass and rank; absent: 1
+  int64_t global_batch = 64;           // sequences per optimizer step, over all ranks
+  std::optional<int64_t> micro_batch;  // sequences per forward pass and rank; absent: 1
   double learning_rate = 2e-5;
-  Schedule schedule = Schedule::kConstant; // after the warm-up
-  int64_t warmup_steps = 20;               // linear from 0
+  Schedule schedule = Schedule::kConstant;  // after the warm-up
+  int64_t warmup_steps = 20;                // linear from 0
   double beta1 = 0.9;
   double beta2 = 0.95;
   double epsilon = 1e-8;
   double weight_decay = 0.0;
-  double clip_norm = 1.0;                  // global L2 norm; 0: no clipping
+  double clip_norm = 1.0;  // global L2 norm; 0: no clipping
   int64_t seed = 0;
-  std::optional<TrainingDtype> dtype;      // absent: bf16 on a GPU, fp32 on a CPU
+  std::optional<TrainingDtype> dtype;  // absent: bf16 on a GPU, fp32 on a CPU
 };
 
 struct EvaluationSection {
-  int64_t every_steps = 0;                 // 0: only at the end
-  std::vector<int64_t> lengths;            // tokens; empty: the model's original length and context_length
+  int64_t every_steps = 0;       // 0: only at the end
+  std::vector<int64_t> lengths;  // tokens; empty: the model's original length and context_length
   EvaluationProtocol protocol = EvaluationProtocol::kWindows;
 };
 
 struct CheckpointSection {
-  int64_t every_steps = 100;               // 0: only at the end
-  int64_t keep_last = 2;                   // at least 1
-  int64_t keep_every = 0;                  // also keep steps divisible by this; 0: none
+  int64_t every_steps = 100;  // 0: only at the end
+  int64_t keep_last = 2;      // at least 1
+  int64_t keep_every = 0;     // also keep steps divisible by this; 0: none
 };
 
 struct ResourcesSection {
-  int64_t slots = 1;                       // ranks of the gang, one slot each
-  int64_t threads_per_slot = 1;            // CPU threads of a rank
+  int64_t slots = 1;             // ranks of the gang, one slot each
+  int64_t threads_per_slot = 1;  // CPU threads of a rank
 };
 
 struct OutputSection {
-  bool adapter = true;                     // write adapter/ (not for method full, which has none)
-  bool merged = true;                      // write merged/
+  bool adapter = true;  // write adapter/ (not for method full, which has none)
+  bool merged = true;   // write merged/
 };
 
 struct LimitsSection {
-  int64_t max_attempts = 20;               // attempts that may fail for reasons of infrastructure
+  int64_t max_attempts = 20;                    // attempts that may fail for reasons of infrastructure
   std::optional<int64_t> max_run_time_seconds;  // key max_run_time, "2h30m"; absent: no limit
 };
 
 struct JobSpec {
-  std::string name;                        // required; [a-z0-9]([-a-z0-9._]*[a-z0-9])?, at most 63 characters
+  std::string name;  // required; [a-z0-9]([-a-z0-9._]*[a-z0-9])?, at most 63 characters
   std::string queue = "default";
-  int64_t priority = 50;                   // 0 to 100, higher first
+  int64_t priority = 50;  // 0 to 100, higher first
   std::map<std::string, std::string> labels;
   ModelSection model;
   DataSection data;
-  int64_t context_length = 0;              // tokens; required, at least 2
+  int64_t context_length = 0;  // tokens; required, at least 2
   AttentionSection attention;
   MethodSection method;
-  std::optional<RopeSection> rope;         // absent: linear with its default factor
+  std::optional<RopeSection> rope;  // absent: linear with its default factor
   TrainingSection training;
   EvaluationSection evaluation;
   CheckpointSection checkpoint;
@@ -123,8 +123,8 @@ struct JobSpec {
   LimitsSection limits;
 };
 
-// Tokens an S2-Attn group has: group_size, else max(1, floor(context_length * group_ratio)). Resolved once per job, never from
-// the length of a batch or document.
+// Tokens an S2-Attn group has: group_size, else max(1, floor(context_length * group_ratio)). Resolved once per job,
+// never from the length of a batch or document.
 int64_t ResolvedGroupSize(const JobSpec& spec);
 
 }  // namespace longspan::jobfile

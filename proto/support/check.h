@@ -62,6 +62,8 @@ std::unique_ptr<std::string> Compared(const A& a, const B& b, const char* text, 
 #undef CHECK_GT
 #undef CHECK_GE
 
+// The stream must stay open to its right, so the macro's value cannot stand in parentheses.
+// NOLINTNEXTLINE(bugprone-macro-parentheses)
 #define CHECK(condition)                                \
   (condition) ? (void)0                                 \
               : ::longspan::check_internal::Voidify() & \

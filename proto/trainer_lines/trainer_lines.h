@@ -1,9 +1,10 @@
 // The protocol between a worker daemon and one trainer process: JSON objects, one a line, on two pipes.
 //
-// The trainer gets the file descriptors as --lines-out-fd (it writes) and --lines-in-fd (it reads). Each line is at most
-// kLineBytesMax long, has a "type", and may carry fields that the reader does not know: these are ignored, and so are unknown
-// types. A line that is no JSON object, lacks a required field or has one of the wrong type is malformed: it is counted and
-// dropped, never fatal. Non-finite numbers travel as the strings "nan", "inf", "-inf". README.md has a sample session.
+// The trainer gets the file descriptors as --lines-out-fd (it writes) and --lines-in-fd (it reads). Each line is at
+// most kLineBytesMax long, has a "type", and may carry fields that the reader does not know: these are ignored, and so
+// are unknown types. A line that is no JSON object, lacks a required field or has one of the wrong type is malformed:
+// it is counted and dropped, never fatal. Non-finite numbers travel as the strings "nan", "inf", "-inf". README.md has
+// a sample session.
 //
 // Encoding and decoding are pure and thread-safe. LineBuffer is not thread-safe.
 #pragma once
@@ -24,66 +25,78 @@ inline constexpr int kProtocolVersion = 1;
 
 // ---- trainer to daemon ----
 
-struct Hello {                    // first line of a session
+struct Hello {  // first line of a session
   int protocol = kProtocolVersion;
   int64_t pid = 0;
   int64_t rank = 0;
-  std::string version;            // of the trainer program
+  std::string version;  // of the trainer program
 };
-struct Rendezvous {               // rank 0: the store listens; daemon to trainer: connect to it
-  std::string address;            // "host:port"
+struct Rendezvous {     // rank 0: the store listens; daemon to trainer: connect to it
+  std::string address;  // "host:port"
 };
-struct Phase { std::string phase; };  // "prepare" | "train" | "evaluate" | "export"
-struct Progress {                 // rank 0, after every step or at most some times a second in other phases
+struct Phase {
+  std::string phase;  // "prepare" | "train" | "evaluate" | "export"
+};
+struct Progress {  // rank 0, after every step or at most some times a second in other phases
   std::string phase;
-  int64_t step = 0;               // steps whose batch was consumed; in other phases: units done
-  int64_t steps = 0;              // of how many
-  std::map<std::string, double> values;  // names as in worker/trainer/README.md: loss, grad_norm, learning_rate, tokens_total,
-                                  // tokens_per_second, model_flops_total, nonfinite_steps, memory_peak_bytes,
-                                  // seconds_data, seconds_forward, seconds_backward, seconds_allreduce, seconds_optimizer, ...
+  int64_t step = 0;   // steps whose batch was consumed; in other phases: units done
+  int64_t steps = 0;  // of how many
+  std::map<std::string, double>
+      values;  // names as in worker/trainer/README.md: loss, grad_norm, learning_rate, tokens_total,
+               // tokens_per_second, model_flops_total, nonfinite_steps, memory_peak_bytes,
+               // seconds_data, seconds_forward, seconds_backward, seconds_allreduce, seconds_optimizer, ...
 };
-struct Checkpoint {               // rank 0, only after the manifest is durable
-  std::string name;               // "step-00000200.attempt-3"
+struct Checkpoint {  // rank 0, only after the manifest is durable
+  std::string name;  // "step-00000200.attempt-3"
   int64_t step = 0;
   std::string manifest_sha256;
   int64_t size_bytes = 0;
-  double seconds = 0;             // from the copy to the durable manifest
+  double seconds = 0;  // from the copy to the durable manifest
 };
-struct Evaluation {               // one row of the result table
-  std::string model;              // "base" | "rescaled" | "extended"
-  int64_t length = 0;             // tokens
-  std::string protocol;           // "windows" | "paper"
+struct Evaluation {      // one row of the result table
+  std::string model;     // "base" | "rescaled" | "extended"
+  int64_t length = 0;    // tokens
+  std::string protocol;  // "windows" | "paper"
   double perplexity = 0;
-  double loss = 0;                // nats per token
-  int64_t tokens = 0;             // scored
-  int64_t step = 0;               // of the extended model
+  double loss = 0;     // nats per token
+  int64_t tokens = 0;  // scored
+  int64_t step = 0;    // of the extended model
 };
-struct Artifact {                 // something that was published in the job's folder
-  std::string kind;               // "dataset" | "adapter" | "merged" | "run_card"
-  std::string path;               // relative to the job's folder, or absolute for the shared dataset
+struct Artifact {    // something that was published in the job's folder
+  std::string kind;  // "dataset" | "adapter" | "merged" | "run_card"
+  std::string path;  // relative to the job's folder, or absolute for the shared dataset
 };
-struct Expect {                   // no step will move for a while, and that is right
-  std::string reason;             // "checkpoint", "evaluation", "loading the model"
-  double seconds = 0;             // at most this long; the next Progress or Phase ends it
+struct Expect {        // no step will move for a while, and that is right
+  std::string reason;  // "checkpoint", "evaluation", "loading the model"
+  double seconds = 0;  // at most this long; the next Progress or Phase ends it
 };
-struct Warning { std::string message; };
-struct Failed {                   // last line of a failed trainer
-  std::string failure_class;      // "user" | "resource" | "infrastructure" | "internal"
+struct Warning {
   std::string message;
 };
-struct Done { bool stopped = false; };  // last line of a good one; stopped: on request, after a checkpoint
+struct Failed {               // last line of a failed trainer
+  std::string failure_class;  // "user" | "resource" | "infrastructure" | "internal"
+  std::string message;
+};
+struct Done {
+  bool stopped = false;
+};  // last line of a good one; stopped: on request, after a checkpoint
 
-using FromTrainer = std::variant<Hello, Rendezvous, Phase, Progress, Checkpoint, Evaluation, Artifact, Expect, Warning, Failed, Done>;
+using FromTrainer =
+    std::variant<Hello, Rendezvous, Phase, Progress, Checkpoint, Evaluation, Artifact, Expect, Warning, Failed, Done>;
 
 // ---- daemon to trainer ----
 
-struct Stop {                     // end at the next step border
-  bool checkpoint = true;         // save first
+struct Stop {              // end at the next step border
+  bool checkpoint = true;  // save first
   std::string reason;
 };
 struct CheckpointNow {};
-struct Lease { double remaining_seconds = 0; };  // exit by yourself when this passes without a newer Lease
-struct CheckpointRecorded { std::string name; }; // the server recorded it: older ones may be deleted
+struct Lease {
+  double remaining_seconds = 0;
+};  // exit by yourself when this passes without a newer Lease
+struct CheckpointRecorded {
+  std::string name;
+};  // the server recorded it: older ones may be deleted
 
 using ToTrainer = std::variant<Rendezvous, Stop, CheckpointNow, Lease, CheckpointRecorded>;
 

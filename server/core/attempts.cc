@@ -203,7 +203,7 @@ void Core::State::OnRankExit(JobEntry& entry, Attempt& attempt, Rank& rank) {
   FailAttempt(entry, attempt, CauseOf(rank));
 }
 
-void Core::State::FailAttempt(JobEntry& entry, Attempt& attempt, Cause cause) {
+void Core::State::FailAttempt(JobEntry& entry, Attempt& attempt, const Cause& cause) {
   EndAttempt(entry, attempt);
   attempt.failure_class = cause.failure_class;
   attempt.message = cause.message;

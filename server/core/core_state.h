@@ -92,7 +92,7 @@ class Core::State {
   void StartAttempt(JobEntry& entry, const std::vector<scheduler::Placement>& placements);
   void MarkRunning(JobEntry& entry, Attempt& attempt);
   void FinishAttemptWell(JobEntry& entry, Attempt& attempt);
-  void FailAttempt(JobEntry& entry, Attempt& attempt, Cause cause);
+  void FailAttempt(JobEntry& entry, Attempt& attempt, const Cause& cause);
   void RetryOrFail(JobEntry& entry, Attempt& attempt, const Cause& cause);
   void FailJob(JobEntry& entry, std::string reason, std::string message);
   void EndAttempt(JobEntry& entry, Attempt& attempt);

@@ -1,7 +1,7 @@
 // Shared storage: a folder every worker mounts today, an object store behind the same interface later.
 //
-// Keys are relative paths with '/' between their parts; an empty part, "." or ".." is refused with std::invalid_argument.
-// Thread-safe. Errors are StorageError, whose text names the key, the operation and the cause.
+// Keys are relative paths with '/' between their parts; an empty part, "." or ".." is refused with
+// std::invalid_argument. Thread-safe. Errors are StorageError, whose text names the key, the operation and the cause.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +29,8 @@ class StorageError : public std::runtime_error {
 struct Entry {
   std::string key;
   bool is_folder = false;
-  uint64_t size_bytes = 0;     // 0 for a folder
-  int64_t modified_ns = 0;     // since the epoch
+  uint64_t size_bytes = 0;  // 0 for a folder
+  int64_t modified_ns = 0;  // since the epoch
 };
 
 class Storage {
@@ -60,8 +60,8 @@ void SyncDirectory(const std::filesystem::path& path);
 // Writes bytes beside `path` under a temporary name, fsyncs, renames, fsyncs the folder.
 void WriteFileAtomically(const std::filesystem::path& path, std::string_view bytes);
 
-// Publishes a folder written under a temporary name: fsyncs every file and the folder, renames it to `target`, fsyncs the
-// parent. Returns false, and removes `temporary`, when `target` exists already (somebody else published it first).
+// Publishes a folder written under a temporary name: fsyncs every file and the folder, renames it to `target`, fsyncs
+// the parent. Returns false, and removes `temporary`, when `target` exists already (somebody else published it first).
 bool PublishFolder(const std::filesystem::path& temporary, const std::filesystem::path& target);
 
 // Lower-case hexadecimal SHA-256.
