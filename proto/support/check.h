@@ -63,11 +63,12 @@ std::unique_ptr<std::string> Compared(const A& a, const B& b, const char* text, 
 #undef CHECK_GE
 
 // The stream must stay open to its right, so the macro's value cannot stand in parentheses.
-// NOLINTNEXTLINE(bugprone-macro-parentheses)
+// NOLINTBEGIN(bugprone-macro-parentheses)
 #define CHECK(condition)                                \
   (condition) ? (void)0                                 \
               : ::longspan::check_internal::Voidify() & \
                     ::longspan::check_internal::Failure(__FILE__, __LINE__, #condition).stream()
+// NOLINTEND(bugprone-macro-parentheses)
 
 #define LONGSPAN_CHECK_COMPARE(a, b, op)                                                                  \
   while (auto longspan_check_text = ::longspan::check_internal::Compared(                                 \

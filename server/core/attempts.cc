@@ -193,7 +193,7 @@ void Core::State::OnRankExit(JobEntry& entry, Attempt& attempt, Rank& rank) {
       cause.message = fmt::format("rank {} on {} stopped without being asked by the server", rank.rank, rank.worker_id);
       cause.failure_class = FailureClass::kInfrastructure;
       cause.counts = false;
-      return FailAttempt(entry, attempt, std::move(cause));
+      return FailAttempt(entry, attempt, cause);
     }
     if (!all_exited) return MarkRunning(entry, attempt);
     if (std::all_of(attempt.ranks.begin(), attempt.ranks.end(), EndedWell)) return FinishAttemptWell(entry, attempt);

@@ -148,7 +148,7 @@ void Core::State::TakeOver(WorkerEntry& entry, const std::string& incarnation_id
     cause.message = fmt::format("rank {} was lost: the daemon of worker {} restarted", rank.rank, worker.id);
     cause.worker_id = worker.id;
     cause.time = now_;
-    FailAttempt(job, attempt, std::move(cause));
+    FailAttempt(job, attempt, cause);
   }
 }
 
@@ -375,7 +375,7 @@ void Core::State::OnRankMissing(const RankKey& key) {
   cause.message = fmt::format("rank {} disappeared from worker {}", rank.rank, rank.worker_id);
   cause.worker_id = rank.worker_id;
   cause.time = now_;
-  FailAttempt(job, attempt, std::move(cause));
+  FailAttempt(job, attempt, cause);
 }
 
 // Asked only when a worker has just spoken, so that silence on the network is never taken for a hanging trainer.
@@ -393,7 +393,7 @@ void Core::State::CheckProgress(JobEntry& entry) {
                               watch.previous ? fmt::format(" after step {}", watch.previous->step) : std::string());
   cause.worker_id = attempt.ranks.front().worker_id;
   cause.time = now_;
-  FailAttempt(entry, attempt, std::move(cause));
+  FailAttempt(entry, attempt, cause);
 }
 
 }  // namespace longspan::core

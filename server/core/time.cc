@@ -69,7 +69,7 @@ void Core::State::ExpireLeases() {
                                     absl::ToDoubleSeconds(now_ - std::max(worker.last_seen, restart_time_)));
         cause.worker_id = worker_id;
         cause.time = now_;
-        FailAttempt(job, attempt, std::move(cause));
+        FailAttempt(job, attempt, cause);
       }
     }
     if (now_ >= worker.release_time) {
@@ -125,7 +125,7 @@ void Core::State::CheckDeadlines(JobEntry& entry) {
                                 absl::FormatDuration(options_.start_deadline));
     cause.worker_id = late->worker_id;
     cause.time = now_;
-    FailAttempt(entry, attempt, std::move(cause));
+    FailAttempt(entry, attempt, cause);
   }
 }
 
