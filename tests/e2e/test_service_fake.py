@@ -88,8 +88,11 @@ def test_endpoints(make_cluster):
         base = f"http://127.0.0.1:{cluster.http_port}"
         assert urllib.request.urlopen(f"{base}/healthz").status == 200
         assert urllib.request.urlopen(f"{base}/readyz").status == 200
-        targets = wait_until(lambda: json.load(urllib.request.urlopen(f"{base}/targets")), "targets")
-        assert sum(len(group["targets"]) for group in targets) == 2
+
+        def targets():
+            return [target for group in json.load(urllib.request.urlopen(f"{base}/targets")) for target in group["targets"]]
+
+        wait_until(lambda: len(targets()) == 2, "both workers in /targets")
         assert "longspan_worker_up" in urllib.request.urlopen(f"{base}/metrics").read().decode()
 
 

@@ -36,6 +36,9 @@ def two_machines():
             run("ip", "link", "add", outer, "type", "veth", "peer", "name", inner, "netns", namespace)
             run("ip", "link", "set", outer, "master", bridge, "up")
             within = ["ip", "netns", "exec", namespace]
+            trial = run(*within, "true", check=False)
+            if trial.returncode != 0:
+                pytest.skip(f"no command can be run in a network namespace here: {trial.stderr.strip()}")
             run(*within, "ip", "address", "add", f"{address}/24", "dev", inner)
             run(*within, "ip", "link", "set", inner, "up")
             run(*within, "ip", "link", "set", "lo", "up")
