@@ -4,7 +4,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
@@ -180,9 +182,18 @@ class GlooRanks : public Communicator {
   c10::intrusive_ptr<c10d::ProcessGroupGloo> group_;
 };
 
+// c10d records every collective with a stack trace, in a table of the whole process that it looks up without its lock:
+// two groups in one process, as in the tests, crash in it. Nobody reads the records here. An operator's own setting
+// stays.
+void SwitchOffFlightRecorder() {
+  static std::once_flag once;
+  std::call_once(once, [] { ::setenv("TORCH_FR_BUFFER_SIZE", "0", 0); });
+}
+
 }  // namespace
 
 std::unique_ptr<Communicator> Communicator::OpenStore(const CommunicatorOptions& options) {
+  SwitchOffFlightRecorder();
   if (options.world_size == 1) return std::make_unique<SingleRank>();
   return std::make_unique<GlooRanks>(options);
 }
