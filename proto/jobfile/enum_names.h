@@ -14,6 +14,11 @@ template <class E>
 struct EnumNames;
 
 template <>
+struct EnumNames<JobKind> {
+  static constexpr std::pair<JobKind, std::string_view> kValues[] = {{JobKind::kExtend, "extend"},
+                                                                     {JobKind::kEvaluate, "evaluate"}};
+};
+template <>
 struct EnumNames<ModelInit> {
   static constexpr std::pair<ModelInit, std::string_view> kValues[] = {{ModelInit::kWeights, "weights"},
                                                                        {ModelInit::kRandom, "random"}};
@@ -25,8 +30,21 @@ struct EnumNames<DataFormat> {
 };
 template <>
 struct EnumNames<AttentionKind> {
-  static constexpr std::pair<AttentionKind, std::string_view> kValues[] = {{AttentionKind::kS2, "s2"},
-                                                                           {AttentionKind::kFull, "full"}};
+  static constexpr std::pair<AttentionKind, std::string_view> kValues[] = {
+      {AttentionKind::kS2, "s2"}, {AttentionKind::kFull, "full"}, {AttentionKind::kShort, "short"}};
+};
+template <>
+struct EnumNames<AttentionEdge> {
+  static constexpr std::pair<AttentionEdge, std::string_view> kValues[] = {{AttentionEdge::kSplit, "split"},
+                                                                           {AttentionEdge::kWrap, "wrap"}};
+};
+template <>
+struct EnumNames<ChatTemplate> {
+  static constexpr std::pair<ChatTemplate, std::string_view> kValues[] = {{ChatTemplate::kLlama2, "llama2"},
+                                                                          {ChatTemplate::kAlpaca, "alpaca"},
+                                                                          {ChatTemplate::kChatml, "chatml"},
+                                                                          {ChatTemplate::kLlama3, "llama3"},
+                                                                          {ChatTemplate::kMistral, "mistral"}};
 };
 template <>
 struct EnumNames<MethodKind> {
@@ -56,6 +74,11 @@ template <>
 struct EnumNames<EvaluationProtocol> {
   static constexpr std::pair<EvaluationProtocol, std::string_view> kValues[] = {
       {EvaluationProtocol::kWindows, "windows"}, {EvaluationProtocol::kPaper, "paper"}};
+};
+template <>
+struct EnumNames<MergedBase> {
+  static constexpr std::pair<MergedBase, std::string_view> kValues[] = {{MergedBase::kQuantized, "quantized"},
+                                                                        {MergedBase::kOriginal, "original"}};
 };
 
 // "longlora" for MethodKind::kLongLora. Every enumerator has a name.

@@ -87,6 +87,17 @@ std::string CheckTargets(const std::vector<std::string>& targets) {
   return "";
 }
 
+std::string CheckTaskNames(const std::vector<std::string>& tasks) {
+  for (size_t i = 0; i < tasks.size(); ++i) {
+    const bool good = !tasks[i].empty() && tasks[i].size() <= 127 && tasks[i].front() != '.' &&
+                      std::all_of(tasks[i].begin(), tasks[i].end(),
+                                  [](char c) { return IsLetterOrDigit(c) || std::strchr("-._", c) != nullptr; });
+    if (!good) return fmt::format("entry {} is {}; must be the name of a file, without .jsonl", i + 1, Shown(tasks[i]));
+    if (std::count(tasks.begin(), tasks.end(), tasks[i]) > 1) return fmt::format("lists {} twice", tasks[i]);
+  }
+  return "";
+}
+
 std::string CheckLabels(const std::map<std::string, std::string>& labels) {
   for (const auto& [key, value] : labels) {
     const bool key_good = !key.empty() && key.size() <= 63 && IsLetterOrDigit(key.front()) &&
@@ -99,6 +110,22 @@ std::string CheckLabels(const std::map<std::string, std::string>& labels) {
           Shown(key));
     }
     if (value.size() > 255) return fmt::format("{} has {} bytes; at most 255 are allowed", key, value.size());
+  }
+  return "";
+}
+
+// Keys of rank_pattern and alpha_pattern: the end of a module's name.
+template <class T>
+std::string CheckPattern(const std::map<std::string, T>& pattern) {
+  for (const auto& [key, value] : pattern) {
+    const bool key_good =
+        !key.empty() && key.size() <= 255 && key.front() != '.' && key.back() != '.' &&
+        std::all_of(key.begin(), key.end(), [](char c) { return IsLetterOrDigit(c) || c == '_' || c == '.'; });
+    if (!key_good) {
+      return fmt::format("has the key {}; must be the end of a module's name, such as q_proj or layers.0.mlp.up_proj",
+                         Shown(key));
+    }
+    if (value <= 0) return fmt::format("{} is {}; must be above 0", key, value);
   }
   return "";
 }
@@ -135,6 +162,7 @@ class Row {
     field_.info.unit = std::move(unit);
     return *this;
   }
+  // By an evaluation too, unless it says otherwise.
   Row& Required(bool also_by_probe) {
     field_.required = true;
     field_.needed_by_probe = also_by_probe;
@@ -142,6 +170,10 @@ class Row {
       const json value = write(spec);
       return value.is_number() ? value == 0 : value.empty() || value == "";
     };
+    return *this;
+  }
+  Row& OptionalForEvaluation() {
+    field_.needed_by_evaluation = false;
     return *this;
   }
   Row& Absent(std::string meaning) {
@@ -206,6 +238,8 @@ const RopeSection& RopeOf(const JobSpec& spec) {
   return spec.rope ? *spec.rope : defaults;
 }
 
+// An optional member of the rope section.
+#define IN_ROPE(member) [](auto& spec) -> auto& { return RopeOf(spec).member; }
 #define AT(member) [](auto& spec) -> auto& { return spec.member; }
 
 const Range kAtLeast0 = {0, static_cast<double>(kCountMax)};
@@ -213,6 +247,8 @@ const Range kAtLeast1 = {1, static_cast<double>(kCountMax)};
 const Range kTokens = {1, static_cast<double>(kTokensMax)};
 
 void AddSubjectRows(std::vector<Field>& rows) {
+  rows.push_back(
+      Row("kind", "What the job does: extend a model, or only measure one.", AT(kind)).IgnoredByProbe().Build());
   rows.push_back(Row("name", "Name for people; need not be unique.", AT(name))
                      .Required(false)
                      .Checked(kNameRule, AT(name), CheckName)
@@ -230,10 +266,12 @@ void AddSubjectRows(std::vector<Field>& rows) {
   rows.push_back(
       Row("model.init", "Where the weights come from; random needs only config.json and the tokenizer.", AT(model.init))
           .Build());
-  rows.push_back(Row("data.sources", "Files or folders to train on.", AT(data.sources))
-                     .Required(false)
-                     .Checked("at least one", AT(data.sources), CheckSources)
-                     .Build());
+  rows.push_back(
+      Row("data.sources", "Files or folders to train on; of kind evaluate, all of it is measured.", AT(data.sources))
+          .Required(false)
+          .OptionalForEvaluation()
+          .Checked("at least one", AT(data.sources), CheckSources)
+          .Build());
   rows.push_back(Row("data.format", "What a record is.", AT(data.format)).Absent("by content").Build());
   rows.push_back(Row("data.text_field", "Field of a .jsonl record that holds the text.", AT(data.text_field))
                      .Checked("", AT(data.text_field), CheckNotEmpty)
@@ -244,9 +282,18 @@ void AddSubjectRows(std::vector<Field>& rows) {
                      .Build());
   rows.push_back(
       Row("data.packing", "Whether documents keep their borders; false joins them.", AT(data.packing)).Build());
-  rows.push_back(Row("context_length", "How long a text the extended model is to read.", AT(context_length))
+  rows.push_back(Row("data.bucketing", "Whether a batch has sequences of similar length; not with joined documents.",
+                     AT(data.bucketing))
+                     .Build());
+  rows.push_back(Row("data.template", "How instructions and chats are written as text.", AT(data.chat_template))
+                     .Absent("the model's own where it is one of these")
+                     .Build());
+  rows.push_back(Row("context_length",
+                     "How long a text the extended model is to read; of kind evaluate the model's own.",
+                     AT(context_length))
                      .Unit("tokens")
                      .Required(true)
+                     .OptionalForEvaluation()
                      .In({2, static_cast<double>(kTokensMax)})
                      .Build());
 }
@@ -264,6 +311,10 @@ void AddMethodRows(std::vector<Field>& rows) {
           .Absent("0.25, when group_size is absent too")
           .In({0, 1, true})
           .Build());
+  rows.push_back(Row("attention.edge",
+                     "Whether the last shifted S2 group also sees the first half group, as in the paper's picture.",
+                     AT(attention.edge))
+                     .Build());
   rows.push_back(Row("method.kind", "Which weights train.", AT(method.kind)).Build());
   rows.push_back(
       Row("method.rank", "Rank of A and B.", AT(method.rank)).Absent("8, or the adapter's").In({1, 65536}).Build());
@@ -281,20 +332,67 @@ void AddMethodRows(std::vector<Field>& rows) {
   rows.push_back(Row("method.adapter", "PEFT folder to start from; not with method full.", AT(method.adapter))
                      .Absent("fresh A and B")
                      .Build());
+  rows.push_back(Row("method.rslora", "Scale by alpha / sqrt(rank) instead of alpha / rank.", AT(method.rslora))
+                     .Absent("false, or the adapter's")
+                     .Build());
   rows.push_back(
-      Row("rope.kind", "How positions are rescaled.", [](auto& spec) -> auto& { return RopeOf(spec).kind; }).Build());
-  rows.push_back(Row("rope.factor", "Multiplies what the model already has.",
-                     [](auto& spec) -> auto& { return RopeOf(spec).factor; })
+      Row("method.rank_pattern", "Ranks of modules that differ, by the end of their names.", AT(method.rank_pattern))
+          .Checked("whole numbers above 0", AT(method.rank_pattern), CheckPattern<int64_t>)
+          .Build());
+  rows.push_back(
+      Row("method.alpha_pattern", "Alphas of modules that differ, by the end of their names.", AT(method.alpha_pattern))
+          .Checked("numbers above 0", AT(method.alpha_pattern), CheckPattern<double>)
+          .Build());
+  rows.push_back(Row("method.train_norms", "Train every norm.", AT(method.train_norms))
+                     .Absent("true for longlora, qlonglora and full")
+                     .Build());
+  rows.push_back(Row("method.train_embeddings", "Train the token embedding, and the head with it where they are one.",
+                     AT(method.train_embeddings))
+                     .Absent("true for longlora, qlonglora and full")
+                     .Build());
+  rows.push_back(Row("method.train_head", "Train lm_head.", AT(method.train_head))
+                     .Absent("true for full, and where the embedding trains and is the same tensor")
+                     .Build());
+  rows.push_back(Row("rope.kind", "How positions are rescaled.", IN_ROPE(kind)).Build());
+  rows.push_back(Row("rope.factor", "Multiplies what the model already has.", IN_ROPE(factor))
                      .Absent("context_length / max_position_embeddings if above 1, else 1")
                      .In({1, kInfinity})
                      .Build());
   rows.push_back(Row("rope.original_length",
                      "Context the model was first trained with; only where config.json is ambiguous.",
-                     [](auto& spec) -> auto& { return RopeOf(spec).original_length; })
+                     IN_ROPE(original_length))
                      .Unit("tokens")
                      .Absent("from config.json")
                      .In(kTokens)
                      .Build());
+  rows.push_back(Row("rope.theta", "The new base; required by kind theta, and only there.", IN_ROPE(theta))
+                     .Absent("not changed")
+                     .In({0, kInfinity, true})
+                     .Build());
+  rows.push_back(Row("rope.beta_fast", "yarn: rotations above which a dimension keeps its speed.", IN_ROPE(beta_fast))
+                     .Absent("32")
+                     .In({0, kInfinity, true})
+                     .Build());
+  rows.push_back(
+      Row("rope.beta_slow", "yarn: rotations below which a dimension is slowed by the factor.", IN_ROPE(beta_slow))
+          .Absent("1")
+          .In({0, kInfinity, true})
+          .Build());
+  rows.push_back(Row("rope.attention_factor", "yarn: multiplies cosine and sine.", IN_ROPE(attention_factor))
+                     .Absent("0.1 ln(factor) + 1")
+                     .In({0, kInfinity, true})
+                     .Build());
+  rows.push_back(Row("rope.low_freq_factor",
+                     "llama3: original_length / this is the longest wavelength that is blended.",
+                     IN_ROPE(low_freq_factor))
+                     .Absent("1")
+                     .In({0, kInfinity, true})
+                     .Build());
+  rows.push_back(
+      Row("rope.high_freq_factor", "llama3: wavelengths below original_length / this stay.", IN_ROPE(high_freq_factor))
+          .Absent("4")
+          .In({0, kInfinity, true})
+          .Build());
 }
 
 void AddTrainingRows(std::vector<Field>& rows) {
@@ -342,6 +440,69 @@ void AddTrainingRows(std::vector<Field>& rows) {
                      .Build());
 }
 
+// What an evaluation measures besides perplexity.
+void AddTaskRows(std::vector<Field>& rows) {
+  rows.push_back(
+      Row("evaluation.passkey.lengths", "Lengths of texts with one number to find.", AT(evaluation.passkey.lengths))
+          .Unit("tokens")
+          .Absent("not run")
+          .Checked("2 to 16777216 each", AT(evaluation.passkey.lengths), CheckLengths)
+          .Build());
+  rows.push_back(
+      Row("evaluation.passkey.depths", "Places of the number, evenly from start to end.", AT(evaluation.passkey.depths))
+          .In({1, 1000})
+          .Build());
+  rows.push_back(Row("evaluation.passkey.trials", "Numbers per length and place.", AT(evaluation.passkey.trials))
+                     .In({1, 1000})
+                     .Build());
+  rows.push_back(Row("evaluation.topics.lengths", "Lengths of conversations with several facts to find.",
+                     AT(evaluation.topics.lengths))
+                     .Unit("tokens")
+                     .Absent("not run")
+                     .Checked("2 to 16777216 each", AT(evaluation.topics.lengths), CheckLengths)
+                     .Build());
+  rows.push_back(Row("evaluation.topics.topics", "Facts in one conversation.", AT(evaluation.topics.topics))
+                     .In({1, 1000})
+                     .Build());
+  rows.push_back(
+      Row("evaluation.topics.trials", "Conversations per length.", AT(evaluation.topics.trials)).In({1, 1000}).Build());
+  rows.push_back(Row("evaluation.longbench.path", "Folder of TASK.jsonl files in LongBench's format.",
+                     AT(evaluation.longbench.path))
+                     .Absent("not run")
+                     .Build());
+  rows.push_back(Row("evaluation.longbench.tasks", "Names of the tasks.", AT(evaluation.longbench.tasks))
+                     .Absent("every file whose scores are known")
+                     .Checked("", AT(evaluation.longbench.tasks), CheckTaskNames)
+                     .Build());
+  rows.push_back(
+      Row("evaluation.longbench.examples", "Examples of each task at most; 0: all.", AT(evaluation.longbench.examples))
+          .In(kAtLeast0)
+          .Build());
+  rows.push_back(Row("evaluation.conversations.path",
+                     "File or folder of multi-turn questions; the answers are written for an outside judge.",
+                     AT(evaluation.conversations.path))
+                     .Absent("not run")
+                     .Build());
+  rows.push_back(
+      Row("evaluation.conversations.max_new_tokens", "Longest answer.", AT(evaluation.conversations.max_new_tokens))
+          .Unit("tokens")
+          .In({1, 1e6})
+          .Build());
+  rows.push_back(
+      Row("evaluation.generation.batch", "Texts that are generated at once.", AT(evaluation.generation.batch))
+          .Unit("sequences")
+          .In({1, 4096})
+          .Build());
+  rows.push_back(Row("evaluation.generation.temperature", "0: the most likely token, always.",
+                     AT(evaluation.generation.temperature))
+                     .In({0, 100})
+                     .Build());
+  rows.push_back(Row("evaluation.generation.top_p", "Draw from the most likely tokens that add up to this.",
+                     AT(evaluation.generation.top_p))
+                     .In({0, 1, true})
+                     .Build());
+}
+
 void AddRunRows(std::vector<Field>& rows) {
   rows.push_back(
       Row("evaluation.every_steps", "Steps between evaluations; 0: only at the end.", AT(evaluation.every_steps))
@@ -354,6 +515,7 @@ void AddRunRows(std::vector<Field>& rows) {
                      .Checked("2 to 16777216 each", AT(evaluation.lengths), CheckLengths)
                      .Build());
   rows.push_back(Row("evaluation.protocol", "How the text is cut into windows.", AT(evaluation.protocol)).Build());
+  AddTaskRows(rows);
   rows.push_back(
       Row("checkpoint.every_steps", "Steps between checkpoints; 0: only at the end.", AT(checkpoint.every_steps))
           .Unit("steps")
@@ -378,6 +540,11 @@ void AddRunRows(std::vector<Field>& rows) {
                      .Build());
   rows.push_back(Row("output.adapter", "Write a PEFT adapter; method full has none.", AT(output.adapter)).Build());
   rows.push_back(Row("output.merged", "Write a whole Hugging Face model.", AT(output.merged)).Build());
+  rows.push_back(Row("output.merged_base",
+                     "What LoRA is merged into for qlora and qlonglora: the 4-bit values it was trained on, or the "
+                     "model's own weights.",
+                     AT(output.merged_base))
+                     .Build());
   rows.push_back(Row("limits.max_attempts", "Attempts of the job, counting those that infrastructure ended.",
                      AT(limits.max_attempts))
                      .Unit("attempts")
@@ -391,6 +558,7 @@ void AddRunRows(std::vector<Field>& rows) {
 }
 
 #undef AT
+#undef IN_ROPE
 
 }  // namespace
 

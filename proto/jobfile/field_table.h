@@ -13,8 +13,9 @@ namespace longspan::jobfile {
 
 struct Field {
   FieldInfo info;
-  bool required = false;         // by everyone but the probe, see needed_by_probe
-  bool needed_by_probe = false;  // a required key that the probe needs too
+  bool required = false;             // by everyone but the probe and evaluations, see the next two
+  bool needed_by_probe = false;      // a required key that the probe needs too
+  bool needed_by_evaluation = true;  // a required key that kind evaluate needs too
   bool ignored_by_probe = false;
   bool may_be_null = false;  // null says "absent", as leaving the key out does
 

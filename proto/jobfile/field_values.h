@@ -25,7 +25,7 @@ using nlohmann::json;
 inline constexpr int64_t kIntegerMax = std::numeric_limits<int64_t>::max();
 inline constexpr size_t kTextBytesMax = 4096;
 inline constexpr size_t kListEntriesMax = 4096;
-inline constexpr size_t kLabelsMax = 64;
+inline constexpr size_t kMapEntriesMax = 64;
 
 // ---- reading one value ----
 
@@ -107,19 +107,30 @@ std::string Read(const json& value, std::vector<T>& out) {
   return "";
 }
 
-inline std::string Read(const json& value, std::map<std::string, std::string>& out) {
-  if (!value.is_object()) return Wrong(value, "a map of texts");
-  if (value.size() > kLabelsMax) return fmt::format("has {} entries; at most {} are allowed", value.size(), kLabelsMax);
+// A number or a boolean in a map of texts is what the user wrote, not a number to us.
+inline std::string ReadMapEntry(const json& value, std::string& out) {
+  if (!value.is_number() && !value.is_boolean()) return Read(value, out);
+  out = value.dump();
+  return "";
+}
+template <class T>
+std::string ReadMapEntry(const json& value, T& out) {
+  return Read(value, out);
+}
+
+template <class T>
+std::string Read(const json& value, std::map<std::string, T>& out) {
+  if (!value.is_object()) {
+    return Wrong(value, std::is_same_v<T, std::string> ? "a map of texts" : "a map of names to numbers");
+  }
+  if (value.size() > kMapEntriesMax)
+    return fmt::format("has {} entries; at most {} are allowed", value.size(), kMapEntriesMax);
   out.clear();
   for (const auto& [key, entry] : value.items()) {
-    std::string text;
-    // A number or a boolean in a label is what the user wrote, not a number to us.
-    if (entry.is_number() || entry.is_boolean()) {
-      text = entry.dump();
-    } else if (std::string wrong = Read(entry, text); !wrong.empty()) {
+    T read{};
+    if (std::string wrong = ReadMapEntry(entry, read); !wrong.empty())
       return fmt::format("entry {} {}", Shown(key), wrong);
-    }
-    out.emplace(key, std::move(text));
+    out.emplace(key, std::move(read));
   }
   return "";
 }
@@ -142,8 +153,6 @@ template <class T>
 json Write(const T& value) {
   if constexpr (std::is_enum_v<T>) {
     return NameOf(value);
-  } else if constexpr (std::is_same_v<T, std::map<std::string, std::string>>) {
-    return value.empty() ? json::object() : json(value);
   } else {
     return json(value);
   }
@@ -151,6 +160,10 @@ json Write(const T& value) {
 template <class T>
 json Write(const std::vector<T>& value) {
   return value.empty() ? json::array() : json(value);
+}
+template <class T>
+json Write(const std::map<std::string, T>& value) {
+  return value.empty() ? json::object() : json(value);
 }
 template <class T>
 json Write(const std::optional<T>& value) {
@@ -177,6 +190,8 @@ std::string TypeName() {
   if constexpr (std::is_same_v<T, std::vector<std::string>>) return "list of strings";
   if constexpr (std::is_same_v<T, std::vector<int64_t>>) return "list of integers";
   if constexpr (std::is_same_v<T, std::map<std::string, std::string>>) return "map";
+  if constexpr (std::is_same_v<T, std::map<std::string, int64_t>>) return "map of integers";
+  if constexpr (std::is_same_v<T, std::map<std::string, double>>) return "map of numbers";
   if constexpr (std::is_enum_v<T>) return NamesOf<T>();
   return "";
 }

@@ -24,7 +24,9 @@ std::vector<std::string> AllPaths() {
   std::set<std::string> sections;
   for (const FieldInfo& field : Fields()) {
     paths.push_back(field.path);
-    if (const size_t dot = field.path.find('.'); dot != std::string::npos) sections.insert(field.path.substr(0, dot));
+    for (size_t dot = field.path.find('.'); dot != std::string::npos; dot = field.path.find('.', dot + 1)) {
+      sections.insert(field.path.substr(0, dot));
+    }
   }
   paths.insert(paths.end(), sections.begin(), sections.end());
   return paths;
@@ -78,7 +80,7 @@ class Reader {
       const bool plain = key.find('.') == std::string::npos;  // "training.steps" as one key is not ours
       if (const Field* field = plain ? FindField(path) : nullptr) {
         ReadField(*field, value);
-      } else if (plain && prefix.empty() && IsSection(path)) {
+      } else if (plain && IsSection(path)) {
         ReadSubsection(path, value);
       } else {
         ReadUnknown(path, plain);
@@ -154,13 +156,54 @@ void CheckFields(const JobSpec& spec, Purpose purpose, std::vector<Mistake>& mis
     const bool probe = purpose == Purpose::kProbe;
     if (probe && field.ignored_by_probe) continue;
     if (field.required && field.missing(spec)) {
-      if (!probe || field.needed_by_probe) {
+      const bool evaluation = !probe && spec.kind == JobKind::kEvaluate;
+      if ((!probe || field.needed_by_probe) && (!evaluation || field.needed_by_evaluation)) {
         mistakes.push_back({field.info.path, 0, fmt::format("is required: {}", field.info.summary)});
       }
       continue;
     }
     if (std::string wrong = field.check(spec); !wrong.empty())
       mistakes.push_back({field.info.path, 0, std::move(wrong)});
+  }
+}
+
+// Keys of one kind of scaling beside another kind would say nothing.
+void CheckRope(const JobSpec& spec, std::vector<Mistake>& mistakes) {
+  if (!spec.rope) return;
+  const RopeSection& rope = *spec.rope;
+  const auto only_for = [&](const char* path, bool given, RopeKind kind) {
+    if (given && rope.kind != kind) {
+      mistakes.push_back({path, 0, fmt::format("belongs to kind {}; kind is {}", NameOf(kind), NameOf(rope.kind))});
+    }
+  };
+  only_for("rope.theta", rope.theta.has_value(), RopeKind::kTheta);
+  only_for("rope.beta_fast", rope.beta_fast.has_value(), RopeKind::kYarn);
+  only_for("rope.beta_slow", rope.beta_slow.has_value(), RopeKind::kYarn);
+  only_for("rope.attention_factor", rope.attention_factor.has_value(), RopeKind::kYarn);
+  only_for("rope.low_freq_factor", rope.low_freq_factor.has_value(), RopeKind::kLlama3);
+  only_for("rope.high_freq_factor", rope.high_freq_factor.has_value(), RopeKind::kLlama3);
+  if (rope.kind == RopeKind::kTheta && !rope.theta) mistakes.push_back({"rope.theta", 0, "is required by kind theta"});
+  if (rope.kind == RopeKind::kTheta && rope.factor) {
+    mistakes.push_back({"rope.factor", 0, "does not go with kind theta, whose theta says it all"});
+  }
+  if (rope.beta_fast.value_or(32) <= rope.beta_slow.value_or(1)) {
+    mistakes.push_back({"rope.beta_fast", 0, "must be above beta_slow"});
+  }
+  if (rope.high_freq_factor.value_or(4) <= rope.low_freq_factor.value_or(1)) {
+    mistakes.push_back({"rope.high_freq_factor", 0, "must be above low_freq_factor"});
+  }
+}
+
+void CheckEvaluation(const JobSpec& spec, std::vector<Mistake>& mistakes) {
+  const EvaluationSection& evaluation = spec.evaluation;
+  if (spec.data.sources.empty() && evaluation.passkey.lengths.empty() && evaluation.topics.lengths.empty() &&
+      evaluation.longbench.path.empty() && evaluation.conversations.path.empty()) {
+    mistakes.push_back({"evaluation", 0,
+                        "has nothing to measure; give data.sources for perplexity, or passkey.lengths, topics.lengths, "
+                        "longbench.path or conversations.path"});
+  }
+  if (spec.model.init == ModelInit::kRandom) {
+    mistakes.push_back({"model.init", 0, "is random, which is nothing to measure; leave it out"});
   }
 }
 
@@ -220,12 +263,14 @@ std::vector<Mistake> Validate(const JobSpec& spec, Purpose purpose) {
     mistakes.push_back(
         {"method.adapter", 0, "cannot start method full, which has no adapter; choose longlora or lora"});
   }
-  if (purpose == Purpose::kTrain && spec.resources.slots > 0 && spec.training.global_batch > 0 &&
-      spec.training.global_batch < spec.resources.slots) {
+  if (purpose == Purpose::kTrain && spec.kind == JobKind::kExtend && spec.resources.slots > 0 &&
+      spec.training.global_batch > 0 && spec.training.global_batch < spec.resources.slots) {
     mistakes.push_back({"training.global_batch", 0,
                         fmt::format("is {}; must be at least resources.slots, {}, so that every rank has a sequence",
                                     spec.training.global_batch, spec.resources.slots)});
   }
+  CheckRope(spec, mistakes);
+  if (purpose == Purpose::kTrain && spec.kind == JobKind::kEvaluate) CheckEvaluation(spec, mistakes);
   return mistakes;
 }
 
@@ -234,6 +279,25 @@ std::vector<Mistake> NotYetSupported(const JobSpec& spec) {
   const auto refuse = [&mistakes](const char* path, std::string_view value, std::string_view instead) {
     mistakes.push_back({path, 0, fmt::format("{} is not built yet; use {}", value, instead)});
   };
+  const auto refuse_key = [&mistakes](const char* path, bool given) {
+    if (given) mistakes.push_back({path, 0, "is not built yet; leave it out"});
+  };
+  if (spec.kind == JobKind::kEvaluate) refuse("kind", "evaluate", "extend");
+  refuse_key("data.bucketing", spec.data.bucketing);
+  refuse_key("data.template", spec.data.chat_template.has_value());
+  if (spec.attention.kind == AttentionKind::kShort) refuse("attention.kind", "short", "s2");
+  if (spec.attention.edge == AttentionEdge::kWrap) refuse("attention.edge", "wrap", "split");
+  refuse_key("method.rslora", spec.method.rslora.value_or(false));
+  refuse_key("method.rank_pattern", !spec.method.rank_pattern.empty());
+  refuse_key("method.alpha_pattern", !spec.method.alpha_pattern.empty());
+  refuse_key("method.train_norms", spec.method.train_norms.has_value());
+  refuse_key("method.train_embeddings", spec.method.train_embeddings.has_value());
+  refuse_key("method.train_head", spec.method.train_head.has_value());
+  refuse_key("evaluation.passkey", !spec.evaluation.passkey.lengths.empty());
+  refuse_key("evaluation.topics", !spec.evaluation.topics.lengths.empty());
+  refuse_key("evaluation.longbench", !spec.evaluation.longbench.path.empty());
+  refuse_key("evaluation.conversations", !spec.evaluation.conversations.path.empty());
+  if (spec.output.merged_base == MergedBase::kOriginal) refuse("output.merged_base", "original", "quantized");
   if (spec.data.format && *spec.data.format != DataFormat::kText)
     refuse("data.format", NameOf(*spec.data.format), "text");
   if (spec.data.packing) refuse("data.packing", "true", "false");
@@ -254,9 +318,9 @@ json ToDocument(const JobSpec& spec) {
     json value = field.write(spec);
     // An empty text or list says the same as no key, and not every key may be written empty.
     if (value.is_null() || value == "" || ((value.is_array() || value.is_object()) && value.empty())) continue;
-    const size_t dot = path.find('.');
-    (dot == std::string::npos ? document[path] : document[path.substr(0, dot)][path.substr(dot + 1)]) =
-        std::move(value);
+    std::string pointer = "/" + path;
+    std::replace(pointer.begin(), pointer.end(), '.', '/');
+    document[json::json_pointer(pointer)] = std::move(value);
   }
   return document;
 }

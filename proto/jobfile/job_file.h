@@ -59,10 +59,10 @@ nlohmann::json ToDocument(const JobSpec& spec);
 // One key of the job file, for documentation, for `unknown key` suggestions and for the test against reference.yaml and
 // JobSpec.
 struct FieldInfo {
-  std::string path;           // "training.steps"
-  std::string type;           // "integer", "number", "string", "boolean", "list of strings", "list of integers", "map",
-                              // "duration", or the values of an enumeration: "s2 | full"
-  std::string unit;           // "tokens", "sequences", ""; what the number counts
+  std::string path;  // "training.steps"
+  std::string type;  // "integer", "number", "string", "boolean", "list of strings", "list of integers", "map",
+                     // "map of integers", "map of numbers", "duration", or the values of an enumeration: "s2 | full"
+  std::string unit;  // "tokens", "sequences", ""; what the number counts
   std::string default_value;  // as text in a job file; "required" or "absent: ..." where there is none
   std::string range;          // "0 to 100"; empty when every value of the type is right
   std::string summary;        // one sentence

@@ -17,14 +17,18 @@
 
 namespace longspan::jobfile {
 
+enum class JobKind { kExtend, kEvaluate };
 enum class ModelInit { kWeights, kRandom };
 enum class DataFormat { kText, kInstruction, kChat };
-enum class AttentionKind { kS2, kFull };
+enum class ChatTemplate { kLlama2, kAlpaca, kChatml, kLlama3, kMistral };
+enum class AttentionKind { kS2, kFull, kShort };
+enum class AttentionEdge { kSplit, kWrap };
 enum class MethodKind { kFull, kLora, kLongLora, kQlora, kQlongLora };
 enum class RopeKind { kLinear, kNtk, kDynamic, kYarn, kLlama3, kTheta };
 enum class Schedule { kConstant, kCosine, kLinear };
 enum class TrainingDtype { kFp32, kBf16 };
 enum class EvaluationProtocol { kWindows, kPaper };
+enum class MergedBase { kQuantized, kOriginal };
 
 struct ModelSection {
   std::string path;                      // Hugging Face folder; required
@@ -32,17 +36,20 @@ struct ModelSection {
 };
 
 struct DataSection {
-  std::vector<std::string> sources;  // files or folders; required except for `probe`
-  std::optional<DataFormat> format;  // absent: by content
-  std::string text_field = "text";   // field of a .jsonl record
-  double holdout_fraction = 0.02;    // of the tokens, never trained on; [0, 0.5]
-  bool packing = false;              // true: documents keep their borders; false: plain concatenation
+  std::vector<std::string> sources;           // files or folders; required except for `probe`
+  std::optional<DataFormat> format;           // absent: by content
+  std::string text_field = "text";            // field of a .jsonl record
+  double holdout_fraction = 0.02;             // of the tokens, never trained on; [0, 0.5]
+  bool packing = false;                       // true: documents keep their borders; false: plain concatenation
+  bool bucketing = false;                     // batches of documents of similar length; only with packing or records
+  std::optional<ChatTemplate> chat_template;  // key `template`; absent: the model's own where it is a known one
 };
 
 struct AttentionSection {
   AttentionKind kind = AttentionKind::kS2;
-  std::optional<int64_t> group_size;  // tokens; excludes group_ratio
-  std::optional<double> group_ratio;  // of context_length, (0, 1]; absent and no group_size: 0.25
+  std::optional<int64_t> group_size;           // tokens; excludes group_ratio
+  std::optional<double> group_ratio;           // of context_length, (0, 1]; absent and no group_size: 0.25
+  AttentionEdge edge = AttentionEdge::kSplit;  // wrap: the last shifted block sees the first half block too
 };
 
 struct MethodSection {
@@ -52,6 +59,13 @@ struct MethodSection {
   double dropout = 0.0;              // [0, 1), on the input of A
   std::vector<std::string> targets;  // last module names; empty: q_proj k_proj v_proj o_proj, or the adapter's
   std::string adapter;               // PEFT folder to start from; empty: fresh A and B
+  std::optional<bool> rslora;        // scale is alpha / sqrt(rank); absent: false, or the adapter's
+  // By module, as PEFT's: "q_proj", or the end of a longer name, "layers.0.self_attn.q_proj". What is not listed has
+  // rank and alpha.
+  std::map<std::string, int64_t> rank_pattern;
+  std::map<std::string, double> alpha_pattern;
+  // Absent: as the kind says. longlora trains norms and embeddings, full trains everything, lora neither.
+  std::optional<bool> train_norms, train_embeddings, train_head;
 };
 
 struct RopeSection {
@@ -59,6 +73,10 @@ struct RopeSection {
   std::optional<double> factor;            // multiplies what the model already has; absent: context_length /
                                            // max_position_embeddings if above 1, else 1
   std::optional<int64_t> original_length;  // tokens; needed only where config.json is ambiguous
+  std::optional<double> theta;             // kind theta: the new base, required there
+  // yarn; absent: 32, 1, and 0.1 ln(factor) + 1.
+  std::optional<double> beta_fast, beta_slow, attention_factor;
+  std::optional<double> low_freq_factor, high_freq_factor;  // llama3; absent: 1 and 4
 };
 
 struct TrainingSection {
@@ -77,10 +95,48 @@ struct TrainingSection {
   std::optional<TrainingDtype> dtype;  // absent: bf16 on a GPU, fp32 on a CPU
 };
 
+// Retrieval of one number out of filler text, as LongLoRA (arXiv 2309.12307) does it.
+struct PasskeySection {
+  std::vector<int64_t> lengths;  // tokens; empty: not run
+  int64_t depths = 10;           // places of the key, evenly from the start to the end
+  int64_t trials = 10;           // keys per length and depth
+};
+
+// Retrieval of several facts out of a long conversation, as LongChat's topic retrieval.
+struct TopicsSection {
+  std::vector<int64_t> lengths;  // tokens; empty: not run
+  int64_t topics = 10;           // facts in one text
+  int64_t trials = 10;           // texts per length
+};
+
+// Tasks in LongBench's format: a folder of TASK.jsonl.
+struct LongBenchSection {
+  std::string path;                // folder; empty: not run
+  std::vector<std::string> tasks;  // names without .jsonl; empty: every file whose scorer is known
+  int64_t examples = 0;            // of each task at most; 0: all
+};
+
+// Multi-turn questions, generated turn by turn and written for an outside judge.
+struct ConversationsSection {
+  std::string path;               // .jsonl file or folder of them; empty: not run
+  int64_t max_new_tokens = 1024;  // of one answer
+};
+
+struct GenerationSection {
+  int64_t batch = 4;         // sequences at once
+  double temperature = 0.0;  // 0: greedy
+  double top_p = 1.0;        // (0, 1]
+};
+
 struct EvaluationSection {
   int64_t every_steps = 0;       // 0: only at the end
   std::vector<int64_t> lengths;  // tokens; empty: the model's original length and context_length
   EvaluationProtocol protocol = EvaluationProtocol::kWindows;
+  PasskeySection passkey;
+  TopicsSection topics;
+  LongBenchSection longbench;
+  ConversationsSection conversations;
+  GenerationSection generation;
 };
 
 struct CheckpointSection {
@@ -97,6 +153,8 @@ struct ResourcesSection {
 struct OutputSection {
   bool adapter = true;  // write adapter/ (not for method full, which has none)
   bool merged = true;   // write merged/
+  // What LoRA is merged into for qlora and qlonglora: the dequantised weights it was trained on, or the folder's own.
+  MergedBase merged_base = MergedBase::kQuantized;
 };
 
 struct LimitsSection {
@@ -105,13 +163,14 @@ struct LimitsSection {
 };
 
 struct JobSpec {
-  std::string name;  // required; [a-z0-9]([-a-z0-9._]*[a-z0-9])?, at most 63 characters
+  JobKind kind = JobKind::kExtend;  // evaluate: measures a model, trains nothing
+  std::string name;                 // required; [a-z0-9]([-a-z0-9._]*[a-z0-9])?, at most 63 characters
   std::string queue = "default";
   int64_t priority = 50;  // 0 to 100, higher first
   std::map<std::string, std::string> labels;
   ModelSection model;
   DataSection data;
-  int64_t context_length = 0;  // tokens; required, at least 2
+  int64_t context_length = 0;  // tokens; required, at least 2; for kind evaluate 0: the model's own
   AttentionSection attention;
   MethodSection method;
   std::optional<RopeSection> rope;  // absent: linear with its default factor

@@ -1,6 +1,9 @@
 // deploy/examples/reference.yaml, written from the field table.
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <sstream>
+
 #include "proto/jobfile/field_table.h"
 
 namespace longspan::jobfile {
@@ -39,21 +42,32 @@ std::string Comment(const FieldInfo& info, const std::string& indent) {
   return fmt::format("{0}# {1}\n{0}#   {2}; {3}\n", indent, info.summary, facts, last);
 }
 
+// "training.steps" is training and steps.
+std::vector<std::string> PartsOf(const std::string& path) {
+  std::vector<std::string> parts;
+  std::istringstream in(path);
+  for (std::string part; std::getline(in, part, '.');) parts.push_back(part);
+  return parts;
+}
+
 }  // namespace
 
 std::string ReferenceYaml() {
   std::string text = kHead;
-  std::string section;
+  std::vector<std::string> open;  // sections around the last key
   for (const Field& field : FieldTable()) {
-    const std::string& path = field.info.path;
-    const size_t dot = path.find('.');
-    const std::string own_section = dot == std::string::npos ? "" : path.substr(0, dot);
-    if (own_section != section || own_section.empty()) text += "\n";
-    if (own_section != section && !own_section.empty()) text += own_section + ":\n";
-    section = own_section;
-    const std::string indent = own_section.empty() ? "" : "  ";
+    const std::vector<std::string> parts = PartsOf(field.info.path);
+    const std::vector<std::string> sections(parts.begin(), parts.end() - 1);
+    if (sections.empty() || open.empty() || sections.front() != open.front()) text += "\n";
+    const size_t common =
+        std::mismatch(sections.begin(), sections.end(), open.begin(), open.end()).first - sections.begin();
+    for (size_t depth = common; depth < sections.size(); ++depth) {
+      text += std::string(2 * depth, ' ') + sections[depth] + ":\n";
+    }
+    open = sections;
+    const std::string indent(2 * sections.size(), ' ');
     text += Comment(field.info, indent);
-    text += fmt::format("{}{}: {}\n", indent, path.substr(dot == std::string::npos ? 0 : dot + 1), ValueOf(field));
+    text += fmt::format("{}{}: {}\n", indent, parts.back(), ValueOf(field));
   }
   return text;
 }

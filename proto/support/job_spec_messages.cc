@@ -78,6 +78,7 @@ json RepeatedToJson(const Message& message, const FieldDescriptor& field) {
   return list;
 }
 
+// An entry of a map is a message of its own with a key and a value.
 json MapToJson(const Message& message, const FieldDescriptor& field) {
   const Reflection& reflection = *message.GetReflection();
   const FieldDescriptor* key = field.message_type()->map_key();
@@ -85,7 +86,7 @@ json MapToJson(const Message& message, const FieldDescriptor& field) {
   json map = json::object();
   for (int i = 0; i < reflection.FieldSize(message, &field); ++i) {
     const Message& entry = reflection.GetRepeatedMessage(message, &field, i);
-    map[entry.GetReflection()->GetString(entry, key)] = entry.GetReflection()->GetString(entry, value);
+    map[entry.GetReflection()->GetString(entry, key)] = ValueToJson(entry, *value);
   }
   return map;
 }
@@ -124,11 +125,13 @@ int EnumNumber(const EnumDescriptor& type, const std::string& word) {
   return 0;
 }
 
-void SetMap(const json& value, const FieldDescriptor& field, Message* message) {
-  for (const auto& [key, text] : value.items()) {
+void SetValue(const json& value, const FieldDescriptor& field, Message* message);
+
+void SetMap(const json& map, const FieldDescriptor& field, Message* message) {
+  for (const auto& [key, value] : map.items()) {
     Message* entry = message->GetReflection()->AddMessage(message, &field);
     entry->GetReflection()->SetString(entry, field.message_type()->map_key(), key);
-    entry->GetReflection()->SetString(entry, field.message_type()->map_value(), text.get<std::string>());
+    SetValue(value, *field.message_type()->map_value(), entry);
   }
 }
 

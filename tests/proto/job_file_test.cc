@@ -200,6 +200,68 @@ TEST(JobFile, LaterWorkParsesAndIsRefusedByName) {
   EXPECT_THAT(NotYetSupported(*ParseText(kSmallest).spec), IsEmpty());
 }
 
+TEST(JobFile, KeysOfLaterWorkAreRefusedOneByOne) {
+  const auto refused = [](const std::string& pointer, const json& value) {
+    json document = json::parse(kSmallest);
+    document[json::json_pointer(pointer)] = value;
+    const Parsed parsed = ParseDocument(document, nullptr);
+    return parsed.spec ? Texts(NotYetSupported(*parsed.spec)) : Texts(parsed.mistakes);
+  };
+  EXPECT_THAT(refused("/kind", "evaluate"), ElementsAre("kind: evaluate is not built yet; use extend"));
+  EXPECT_THAT(refused("/attention/edge", "wrap"), ElementsAre("attention.edge: wrap is not built yet; use split"));
+  EXPECT_THAT(refused("/method/rank_pattern", {{"q_proj", 4}}),
+              ElementsAre("method.rank_pattern: is not built yet; leave it out"));
+  EXPECT_THAT(refused("/evaluation/passkey", {{"lengths", {256}}}),
+              ElementsAre("evaluation.passkey: is not built yet; leave it out"));
+}
+
+TEST(JobFile, SectionsInsideSectionsAreStrictToo) {
+  EXPECT_THAT(MistakesWith("/evaluation/passkey", {{"depth", 3}}),
+              ElementsAre("evaluation.passkey.depth: unknown key; did you mean evaluation.passkey.depths?"));
+  EXPECT_THAT(MistakesWith("/evaluation/passkey", 3), ElementsAre("evaluation.passkey: is 3; must be a map of keys"));
+  EXPECT_THAT(MistakesWith("/evaluation/passkeys", json::object()),
+              ElementsAre("evaluation.passkeys: unknown key; did you mean evaluation.passkey?"));
+  EXPECT_THAT(MistakesWith("/evaluation/longbench", {{"tasks", {"../etc"}}}),
+              ElementsAre(HasSubstr("evaluation.longbench.tasks: entry 1 is \"../etc\"; must be the name of a file")));
+}
+
+TEST(JobFile, PatternsMapTheEndsOfModuleNamesToNumbers) {
+  EXPECT_THAT(MistakesWith("/method/rank_pattern", {{"layers.0.self_attn.q_proj", 4}}), IsEmpty());
+  EXPECT_THAT(MistakesWith("/method/rank_pattern", {{"q_proj", 1.5}}),
+              ElementsAre("method.rank_pattern: entry \"q_proj\" is 1.5; must be a whole number"));
+  EXPECT_THAT(MistakesWith("/method/rank_pattern", {{"q_proj", 0}}),
+              ElementsAre("method.rank_pattern: q_proj is 0; must be above 0"));
+  EXPECT_THAT(MistakesWith("/method/alpha_pattern", {{".q*", 1}}),
+              ElementsAre(HasSubstr("method.alpha_pattern: has the key \".q*\"; must be the end of a module's name")));
+  EXPECT_THAT(MistakesWith("/method/alpha_pattern", 3),
+              ElementsAre("method.alpha_pattern: is 3; must be a map of names to numbers"));
+}
+
+TEST(JobFile, RopeKeysBelongToTheirKind) {
+  EXPECT_THAT(MistakesWith("/rope", {{"kind", "theta"}, {"theta", 5e5}}), IsEmpty());
+  EXPECT_THAT(MistakesWith("/rope", {{"kind", "theta"}}), ElementsAre("rope.theta: is required by kind theta"));
+  EXPECT_THAT(MistakesWith("/rope", {{"kind", "yarn"}, {"theta", 5e5}}),
+              ElementsAre("rope.theta: belongs to kind theta; kind is yarn"));
+  EXPECT_THAT(MistakesWith("/rope", {{"kind", "yarn"}, {"beta_fast", 1}}),
+              ElementsAre("rope.beta_fast: must be above beta_slow"));
+  EXPECT_THAT(MistakesWith("/rope", {{"kind", "llama3"}, {"low_freq_factor", 4}}),
+              ElementsAre("rope.high_freq_factor: must be above low_freq_factor"));
+}
+
+TEST(JobFile, AnEvaluationNeedsNoDataButSomethingToMeasure) {
+  const auto mistakes = [](const json& document) { return Texts(ParseDocument(document, nullptr).mistakes); };
+  const json only_the_model = {{"kind", "evaluate"}, {"name", "a"}, {"model", {{"path", "/m"}}}};
+  EXPECT_THAT(mistakes(only_the_model),
+              ElementsAre(HasSubstr("evaluation: has nothing to measure; give data.sources")));
+  json with_passkey = only_the_model;
+  with_passkey["evaluation"]["passkey"]["lengths"] = {256};
+  EXPECT_THAT(mistakes(with_passkey), IsEmpty());
+  const Parsed parsed = ParseDocument(with_passkey, nullptr);
+  EXPECT_EQ(ToDocument(*ParseDocument(ToDocument(*parsed.spec), nullptr).spec), ToDocument(*parsed.spec));
+  with_passkey["model"]["init"] = "random";
+  EXPECT_THAT(mistakes(with_passkey), ElementsAre(HasSubstr("model.init: is random, which is nothing to measure")));
+}
+
 TEST(JobFile, CanonicalDocumentGivesTheSameSpec) {
   json document = json::parse(kSmallest);
   document["rope"] = {{"factor", 4}};

@@ -19,7 +19,10 @@ using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 
 std::string TypeOf(const FieldDescriptor& field) {
-  if (field.is_map()) return "map";
+  if (field.is_map()) {
+    const std::string values = TypeOf(*field.message_type()->map_value());
+    return values == "string" ? "map" : "map of " + values + "s";
+  }
   const std::string list = field.is_repeated() ? "list of " : "";
   switch (field.cpp_type()) {
     case FieldDescriptor::CPPTYPE_STRING:
@@ -64,16 +67,21 @@ TEST(JobSpecMessages, MessageAndJobFileHaveTheSameKeysAndTypes) {
 }
 
 constexpr char kEverything[] =
-    R"({"name": "a", "queue": "q", "priority": 7, "labels": {"k": "v"}, "model": {"path": "/m", "init": "random"},
-  "data": {"sources": ["/d", "/e"], "format": "text", "text_field": "body", "holdout_fraction": 0.1, "packing": true},
-  "context_length": 1024, "attention": {"kind": "full", "group_size": 100},
-  "method": {"kind": "qlonglora", "rank": 4, "alpha": 8.5, "dropout": 0.1, "targets": ["q_proj"], "adapter": "/a"},
-  "rope": {"kind": "llama3", "factor": 4.0, "original_length": 256},
+    R"({"kind": "evaluate", "name": "a", "queue": "q", "priority": 7, "labels": {"k": "v"}, "model": {"path": "/m", "init": "weights"},
+  "data": {"sources": ["/d", "/e"], "format": "text", "text_field": "body", "holdout_fraction": 0.1, "packing": true,
+    "bucketing": true, "template": "chatml"},
+  "context_length": 1024, "attention": {"kind": "full", "group_size": 100, "edge": "wrap"},
+  "method": {"kind": "qlonglora", "rank": 4, "alpha": 8.5, "dropout": 0.1, "targets": ["q_proj"], "adapter": "/a",
+    "rslora": true, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.0.self_attn.q_proj": 1.5}, "train_norms": false,
+    "train_embeddings": true, "train_head": false},
+  "rope": {"kind": "llama3", "factor": 4.0, "original_length": 256, "low_freq_factor": 2.0, "high_freq_factor": 3.0},
   "training": {"steps": 5, "global_batch": 8, "micro_batch": 2, "learning_rate": 1e-4, "schedule": "cosine", "warmup_steps": 0, "beta1": 0.5,
     "beta2": 0.6, "epsilon": 1e-6, "weight_decay": 0.1, "clip_norm": 0.0, "seed": 9, "dtype": "bf16"},
-  "evaluation": {"every_steps": 2, "lengths": [256, 512], "protocol": "paper"},
+  "evaluation": {"every_steps": 2, "lengths": [256, 512], "protocol": "paper", "passkey": {"lengths": [64], "depths": 3, "trials": 2},
+    "topics": {"lengths": [65], "topics": 4, "trials": 5}, "longbench": {"path": "/l", "tasks": ["qasper"], "examples": 6},
+    "conversations": {"path": "/c", "max_new_tokens": 7}, "generation": {"batch": 8, "temperature": 0.5, "top_p": 0.9}},
   "checkpoint": {"every_steps": 0, "keep_last": 3, "keep_every": 10}, "resources": {"slots": 2, "threads_per_slot": 3},
-  "output": {"adapter": false, "merged": false}, "limits": {"max_attempts": 2, "max_run_time": "2h30m"}})";
+  "output": {"adapter": false, "merged": false, "merged_base": "original"}, "limits": {"max_attempts": 2, "max_run_time": "2h30m"}})";
 
 TEST(JobSpecMessages, EveryKeySurvivesTheWayThereAndBack) {
   const Parsed parsed = ParseText(kEverything);

@@ -20,8 +20,9 @@ jobfile::JobSpec ReadSpec(const std::string& path) {
   if (!in) throw SpecError(fmt::format("cannot open {}: {}", path, std::strerror(errno)));
   std::ostringstream text;
   text << in.rdbuf();
-  const jobfile::Parsed parsed = jobfile::ParseText(text.str(), jobfile::Purpose::kProbe);
-  if (parsed.spec) return *parsed.spec;
+  jobfile::Parsed parsed = jobfile::ParseText(text.str(), jobfile::Purpose::kProbe);
+  if (parsed.spec) parsed.mistakes = jobfile::NotYetSupported(*parsed.spec);
+  if (parsed.mistakes.empty()) return *parsed.spec;
   std::string message = path + " is not a job file:";
   for (const jobfile::Mistake& mistake : parsed.mistakes) message += " " + jobfile::ToString(mistake) + ";";
   message.pop_back();
