@@ -16,6 +16,7 @@
 #include "proto/jobfile/job_file.h"
 #include "worker/storage/storage.h"
 #include "worker/trainer/errors.h"
+#include "worker/trainer/generate_texts.h"
 #include "worker/trainer/probe.h"
 #include "worker/trainer/run.h"
 #include "worker/trainer/session.h"
@@ -101,6 +102,7 @@ struct Flags {
   int64_t threads = 0;  // 0: resources.threads_per_slot
   std::string resume_from;
   std::string tokens, out;  // of the probe
+  GenerateOptions generate;
 };
 
 void AddRunFlags(CLI::App& command, Flags& flags) {
@@ -161,6 +163,29 @@ int ProbeCommand(const Flags& flags) {
   }
 }
 
+int GenerateCommand(const Flags& flags) {
+  try {
+    GenerateTexts(flags.generate);
+    return static_cast<int>(ExitCode::kDone);
+  } catch (...) {
+    return Report(CurrentFailure(), nullptr);
+  }
+}
+
+void AddGenerate(CLI::App& app, Flags& flags) {
+  GenerateOptions& options = flags.generate;
+  CLI::App* command = app.add_subcommand("generate", "continue prompts with the model of a job file");
+  command->add_option("spec", options.spec_path, "the job file, in JSON")->required();
+  command->add_option("--prompts", options.prompts_path, R"(.jsonl of {"tokens": [...]} or {"text": "..."})")
+      ->required();
+  command->add_option("--out", options.out_path, "where the texts go, .jsonl")->required();
+  command->add_option("--model", options.model, "whether the job's positions and adapter count")
+      ->check(CLI::IsMember({"base", "rescaled", "extended"}));
+  command->add_option("--max-new-tokens", options.max_new_tokens, "longest text")->check(CLI::Range(1, 1 << 24));
+  command->add_flag("--ignore-end", options.ignore_end, "go on behind the model's end tokens");
+  command->callback([&flags] { flags.command = "generate"; });
+}
+
 int Main(int argc, char** argv) {
   spdlog::set_default_logger(spdlog::stderr_color_mt("trainer"));
   spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e %^%l%$ %v");
@@ -183,6 +208,7 @@ int Main(int argc, char** argv) {
   probe->add_option("--tokens", flags.tokens, "input_ids and optionally labels, safetensors")->required();
   probe->add_option("--out", flags.out, "where the result goes, safetensors")->required();
   probe->callback([&flags] { flags.command = "probe"; });
+  AddGenerate(app, flags);
   app.add_subcommand("version", "print the version")->callback([&flags] { flags.command = "version"; });
   try {
     app.parse(argc, argv);
@@ -194,6 +220,7 @@ int Main(int argc, char** argv) {
     std::printf("longspan-trainer %s\n", kVersion);
     return 0;
   }
+  if (flags.command == "generate") return GenerateCommand(flags);
   return flags.command == "probe" ? ProbeCommand(flags) : RunCommand(flags);
 }
 

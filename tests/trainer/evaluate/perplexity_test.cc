@@ -34,6 +34,7 @@ class FakeModel : public CausalLm {
     const double scale = (options.adapted ? 0.5 : 1.0) * (options.rope == RopeScaling::kOriginal ? 1.0 : 1.25) / 1000;
     return {scored.sum().item<double>() * scale, scored.numel()};
   }
+  at::Tensor Continue(const std::vector<Continuation>&, const EvaluationOptions&) override { return {}; }
   void ForEachMergedTensor(const std::function<void(const std::string&, const at::Tensor&)>&) override {}
   void ValuesChanged() override {}
   int calls = 0;

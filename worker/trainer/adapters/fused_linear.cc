@@ -46,7 +46,7 @@ FusedLinear::Pass FusedLinear::Begin(bool adapted, const DropoutPass* dropout, i
   if (dropout != nullptr && dropout->active()) {
     pass.low_rank = true;
     pass.dropout = dropout;
-  } else if (weight.scalar_type() != at::kFloat) {
+  } else if (weight.scalar_type() != at::kFloat || scratch == nullptr) {
     pass.low_rank = true;
   } else {
     if (!scratch->defined() || scratch->numel() < weight.numel())

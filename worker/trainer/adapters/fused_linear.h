@@ -59,7 +59,7 @@ class FusedLinear {
   bool HasLora() const;
   // Rebuilds what is derived from A and B; call when they changed.
   void Refresh();
-  // `scratch` is grown as needed and holds the folded weight.
+  // `scratch` is grown as needed and holds the folded weight; null: LoRA stays apart, which pays for few rows.
   Pass Begin(bool adapted, const DropoutPass* dropout, int64_t layer, at::Tensor* scratch) const;
 
   // y (n, out) = the layers of x (n, in), which starts at row `first_row` of the batch.

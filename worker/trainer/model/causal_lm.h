@@ -18,6 +18,7 @@
 #include "proto/jobfile/job_spec.h"
 #include "worker/trainer/adapters/adapter_plan.h"
 #include "worker/trainer/memory/keep_policy.h"
+#include "worker/trainer/model/continuation.h"
 #include "worker/trainer/model/model_config.h"
 
 namespace longspan::trainer {
@@ -81,6 +82,11 @@ class CausalLm {
     bool adapted = true;
   };
   virtual LossSum Evaluate(const at::Tensor& input_ids, const at::Tensor& labels, const EvaluationOptions& options) = 0;
+
+  // Reads the tokens that follow what each cache holds, adds them to the caches, and returns the logits (S, V) fp32
+  // behind the last token of each of the S sequences. Full attention. A cache goes on with the options it began with.
+  // After an exception the caches are of no use.
+  virtual at::Tensor Continue(const std::vector<Continuation>& sequences, const EvaluationOptions& options) = 0;
 
   // Every tensor of the merged model under its Hugging Face name, one at a time, LoRA merged in fp32 and rounded to the
   // base file's dtype; frozen tensors bit-equal to the base's.

@@ -46,11 +46,15 @@ struct AttentionResult {
   std::vector<at::Tensor> logsumexp;
 };
 
-AttentionResult Attend(const LayerPass& pass, const at::Tensor& query_key_value) {
+AttentionResult Attend(const LayerPass& pass, int64_t layer, const at::Tensor& query_key_value) {
   AttentionResult result;
   const HeadViews heads = ViewHeads(pass.shape, query_key_value);
   result.out =
       at::empty({query_key_value.size(0), pass.shape.query_heads * pass.shape.head_dim}, query_key_value.options());
+  if (pass.cached != nullptr) {
+    AttendCached(*pass.cached, layer, heads.q, heads.k, heads.v, AttentionRows(pass.shape, result.out));
+    return result;
+  }
   result.logsumexp = AttentionForward(pass.attention, heads.q, heads.k, heads.v, AttentionRows(pass.shape, result.out));
   return result;
 }
@@ -66,14 +70,17 @@ at::Tensor SigmoidOfGate(const at::Tensor& gate_up, int64_t intermediate_size) {
   return at::sigmoid(gate_up.narrow(1, 0, intermediate_size).to(at::kFloat));
 }
 
+// Where LoRA is folded into the weight; null where that costs more than it saves.
+at::Tensor* FoldedIn(const LayerPass& pass, at::Tensor* scratch) { return pass.folds ? scratch : nullptr; }
+
 // The MLP's two linears, ready for one pass.
 struct MlpPasses {
   FusedLinear::Pass gate_up, down;
 };
 
 MlpPasses BeginMlp(const LayerWeights& weights, const LayerPass& pass, int64_t layer, Workspace* workspace) {
-  return {weights.gate_up.Begin(pass.adapted, &pass.dropout, layer, &workspace->folded_mlp_in),
-          weights.down.Begin(pass.adapted, &pass.dropout, layer, &workspace->folded_mlp_out)};
+  return {weights.gate_up.Begin(pass.adapted, &pass.dropout, layer, FoldedIn(pass, &workspace->folded_mlp_in)),
+          weights.down.Begin(pass.adapted, &pass.dropout, layer, FoldedIn(pass, &workspace->folded_mlp_out))};
 }
 
 // Rows [begin, end) of y = r + MLP(norm(r)).
@@ -136,11 +143,13 @@ at::Tensor LayerForward(const LayerWeights& weights, const LayerPass& pass, int6
   const auto keeps = [&](KeepPolicy part) { return saved != nullptr && Keeps(pass.memory.keep, part); };
   at::Tensor residual;
   {
-    auto linear_pass = weights.query_key_value.Begin(pass.adapted, &pass.dropout, layer, &workspace->folded_attention);
+    auto linear_pass =
+        weights.query_key_value.Begin(pass.adapted, &pass.dropout, layer, FoldedIn(pass, &workspace->folded_attention));
     const at::Tensor query_key_value = ProjectQueryKeyValue(weights.query_key_value, linear_pass, pass,
                                                             Normalise(pass, weights.input_norm, x, nullptr));
-    AttentionResult attention = Attend(pass, query_key_value);
-    linear_pass = weights.output.Begin(pass.adapted, &pass.dropout, layer, &workspace->folded_attention);
+    AttentionResult attention = Attend(pass, layer, query_key_value);
+    linear_pass =
+        weights.output.Begin(pass.adapted, &pass.dropout, layer, FoldedIn(pass, &workspace->folded_attention));
     residual = AddOutputProjection(weights.output, linear_pass, x, attention.out);
     if (saved != nullptr) saved->x = x;
     if (keeps(KeepPolicy::kAttentionOutput)) {
@@ -176,7 +185,7 @@ at::Tensor LayerBackward(const LayerWeights& weights, const LayerPass& pass, int
     query_key_value = ProjectQueryKeyValue(weights.query_key_value, linear_pass, pass, normed);
   }
   AttentionResult attention{saved.attention_out, saved.logsumexp};
-  if (!attention.out.defined()) attention = Attend(pass, query_key_value);
+  if (!attention.out.defined()) attention = Attend(pass, layer, query_key_value);
 
   const auto output_pass = weights.output.Begin(pass.adapted, &pass.dropout, layer, &workspace->folded_attention);
   at::Tensor residual = saved.residual;

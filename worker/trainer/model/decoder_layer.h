@@ -16,6 +16,7 @@
 
 #include "worker/trainer/adapters/fused_linear.h"
 #include "worker/trainer/attention/attention.h"
+#include "worker/trainer/attention/cached_attention.h"
 #include "worker/trainer/memory/keep_policy.h"
 #include "worker/trainer/model/row_kernels.h"
 
@@ -47,6 +48,9 @@ struct LayerPass {
   Rotation rotation;
   DropoutPass dropout;
   bool adapted = true;  // with LoRA
+  bool folds = true;    // LoRA goes into a copy of each weight first, which pays from some hundred rows on
+  // Set: keys and values go through these caches, and `attention` is not read. Forward only, nothing saved.
+  const CachedAttention* cached = nullptr;
 };
 
 // Undefined tensors were not kept.

@@ -12,6 +12,9 @@
 namespace longspan::trainer {
 namespace {
 
+// Fewer rows than this go through LoRA's two thin products: folding would read and write every weight for them.
+constexpr int64_t kFoldRowsMin = 128;
+
 at::ScalarType ComputeDtype(const jobfile::JobSpec& spec) {
   const auto dtype = spec.training.dtype.value_or(jobfile::TrainingDtype::kFp32);  // the default of a CPU
   return dtype == jobfile::TrainingDtype::kBf16 ? at::kBFloat16 : at::kFloat;
@@ -89,9 +92,7 @@ class LlamaCausalLm : public CausalLm {
 
   LossSum Evaluate(const at::Tensor& input_ids, const at::Tensor& labels, const EvaluationOptions& options) override {
     CheckBatch(input_ids, labels);
-    Refresh();
-    if (!options.adapted && !base_weights_) base_weights_ = BaseOf(config_, *base_, plan_, weights_);
-    const ModelWeights& weights = options.adapted ? weights_ : *base_weights_;
+    const ModelWeights& weights = WeightsFor(options);
     LayerPass pass = NewPass();
     pass.adapted = options.adapted;
     pass.attention = PlanFullAttention(ShapeOf(input_ids));
@@ -101,12 +102,61 @@ class LlamaCausalLm : public CausalLm {
     return TiledTokenLoss(hidden, weights.head.value, ShiftedTargets(labels), options_.memory.loss_tile_tokens, {});
   }
 
+  at::Tensor Continue(const std::vector<Continuation>& sequences, const EvaluationOptions& options) override {
+    const ModelWeights& weights = WeightsFor(options);
+    const at::Tensor logits = at::empty({static_cast<int64_t>(sequences.size()), config_.vocab_size}, at::kFloat);
+    for (const ContinuationPass& plan : PlanContinuation(sequences, options_.memory.mlp_tile_tokens)) {
+      const at::Tensor ids = IdsOf(sequences, plan).unsqueeze(0);
+      CheckIds(ids, config_.vocab_size, 0, "tokens");
+      LayerPass pass = NewPass();
+      pass.adapted = options.adapted;
+      pass.folds = plan.rows >= kFoldRowsMin;
+      CachedAttention cached;
+      std::vector<int64_t> ending_rows, ending_sequences;
+      for (const ContinuationPass::Rows& part : plan.parts) {
+        cached.sequences.push_back({sequences[part.sequence].cache, part.first_row, part.rows});
+        if (!part.last) continue;
+        ending_rows.push_back(part.first_row + part.rows - 1);
+        ending_sequences.push_back(static_cast<int64_t>(part.sequence));
+      }
+      pass.cached = &cached;
+      pass.rotation = RotationOf(sequences, plan, options);
+      const at::Tensor hidden = Hidden(weights, pass, ids, nullptr);
+      for (const CachedRows& part : cached.sequences) part.cache->Advance(part.rows);
+      if (ending_rows.empty()) continue;
+      const at::Tensor ending = FinalNorm(weights, hidden.index_select(0, at::tensor(ending_rows)), nullptr);
+      at::Tensor(logits).index_copy_(0, at::tensor(ending_sequences),
+                                     at::mm(ending, weights.head.value.t()).to(at::kFloat));
+    }
+    return logits;
+  }
+
   void ForEachMergedTensor(
       const std::function<void(const std::string& name, const at::Tensor& value)>& visit) override {
     VisitMergedTensors(config_, *base_, plan_, weights_, visit);
   }
 
  private:
+  const ModelWeights& WeightsFor(const EvaluationOptions& options) {
+    Refresh();
+    if (!options.adapted && !base_weights_) base_weights_ = BaseOf(config_, *base_, plan_, weights_);
+    return options.adapted ? weights_ : *base_weights_;
+  }
+
+  // One row of angles a row of the pass, each at its own position in a text as long as it is after this call.
+  Rotation RotationOf(const std::vector<Continuation>& sequences, const ContinuationPass& plan,
+                      const EvaluationOptions& options) {
+    RotaryPositions& positions = options.rope == RopeScaling::kOriginal ? original_positions_ : extended_positions_;
+    std::vector<at::Tensor> cosine, sine;
+    for (const ContinuationPass::Rows& part : plan.parts) {
+      const auto tokens = static_cast<int64_t>(sequences[part.sequence].tokens.size());
+      const Rotation all = positions.For(part.first_position - part.first_token + tokens);
+      cosine.push_back(all.cosine.narrow(0, part.first_position, part.rows));
+      sine.push_back(all.sine.narrow(0, part.first_position, part.rows));
+    }
+    return {at::cat(cosine), at::cat(sine), plan.rows};
+  }
+
   void CheckBatch(const at::Tensor& input_ids, const at::Tensor& labels) const {
     CheckIds(input_ids, config_.vocab_size, 0, "input_ids");
     TORCH_CHECK(labels.sizes() == input_ids.sizes(), "labels ", labels.sizes(), " for input_ids ", input_ids.sizes());
