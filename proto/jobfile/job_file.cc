@@ -284,7 +284,6 @@ std::vector<Mistake> NotYetSupported(const JobSpec& spec) {
   };
   if (spec.kind == JobKind::kEvaluate) refuse("kind", "evaluate", "extend");
   refuse_key("data.bucketing", spec.data.bucketing);
-  refuse_key("data.template", spec.data.chat_template.has_value());
   if (spec.attention.kind == AttentionKind::kShort) refuse("attention.kind", "short", "s2");
   if (spec.attention.edge == AttentionEdge::kWrap) refuse("attention.edge", "wrap", "split");
   refuse_key("method.rslora", spec.method.rslora.value_or(false));
@@ -298,8 +297,6 @@ std::vector<Mistake> NotYetSupported(const JobSpec& spec) {
   refuse_key("evaluation.longbench", !spec.evaluation.longbench.path.empty());
   refuse_key("evaluation.conversations", !spec.evaluation.conversations.path.empty());
   if (spec.output.merged_base == MergedBase::kOriginal) refuse("output.merged_base", "original", "quantized");
-  if (spec.data.format && *spec.data.format != DataFormat::kText)
-    refuse("data.format", NameOf(*spec.data.format), "text");
   if (spec.data.packing) refuse("data.packing", "true", "false");
   if (spec.method.kind == MethodKind::kQlora) refuse("method.kind", "qlora", "lora");
   if (spec.method.kind == MethodKind::kQlongLora) refuse("method.kind", "qlonglora", "longlora");

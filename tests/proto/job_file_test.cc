@@ -185,7 +185,6 @@ TEST(JobFile, MethodFullHasNoAdapterToStartFrom) {
 TEST(JobFile, LaterWorkParsesAndIsRefusedByName) {
   json document = json::parse(kSmallest);
   document["data"]["packing"] = true;
-  document["data"]["format"] = "chat";
   document["method"]["kind"] = "qlonglora";
   document["rope"]["kind"] = "yarn";
   document["evaluation"]["protocol"] = "paper";
@@ -193,7 +192,7 @@ TEST(JobFile, LaterWorkParsesAndIsRefusedByName) {
   ASSERT_TRUE(parsed.spec);
   EXPECT_THAT(
       Texts(NotYetSupported(*parsed.spec)),
-      ElementsAre("data.format: chat is not built yet; use text", "data.packing: true is not built yet; use false",
+      ElementsAre("data.packing: true is not built yet; use false",
                   "method.kind: qlonglora is not built yet; use longlora",
                   "rope.kind: yarn is not built yet; use linear",
                   "evaluation.protocol: paper is not built yet; use windows"));

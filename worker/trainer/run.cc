@@ -187,11 +187,15 @@ void JobRun::PreparePhase() {
     session_.Send(lines::Progress{"prepare", done, total, {}});
   };
   callbacks.warning = [this](const std::string& message) { Warn(message); };
-  const PreparedDataset prepared =
-      Prepare(PrepareOptionsOf(options_.spec, options_.work, DefaultDatasetsRoot(options_.work)), callbacks);
+  PrepareOptions prepare = PrepareOptionsOf(options_.spec, options_.work, DefaultDatasetsRoot(options_.work));
+  prepare.threads = options_.threads;
+  const PreparedDataset prepared = Prepare(prepare, callbacks);
   spdlog::info("{} documents, {} tokens ({} held out), {} sequences per epoch in {}{}", prepared.documents,
                prepared.tokens, prepared.heldout_tokens, prepared.training_sequences, prepared.folder.string(),
                prepared.reused ? ", prepared before" : "");
+  if (prepared.format != jobfile::DataFormat::kText && options_.command != "prepare") {
+    throw SpecError("training on instructions and chats is not built yet; use text");
+  }
   session_.Send(lines::Artifact{"dataset", prepared.folder.string()});
   ranks_->Publish("prepared", "yes");
 }

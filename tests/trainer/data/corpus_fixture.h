@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <stdlib.h>
 #include <zlib.h>
+#include <zstd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -40,6 +41,11 @@ class CorpusTest : public ::testing::Test {
     gzwrite(file, bytes.data(), static_cast<unsigned>(bytes.size()));
     gzclose(file);
     return path;
+  }
+  std::filesystem::path WriteZstd(const std::string& name, const std::string& bytes) const {
+    std::string packed(ZSTD_compressBound(bytes.size()), '\0');
+    packed.resize(ZSTD_compress(packed.data(), packed.size(), bytes.data(), bytes.size(), 3));
+    return Write(name, packed);
   }
   static std::string Read(const std::filesystem::path& path) {
     std::ifstream file(path, std::ios::binary);

@@ -138,7 +138,7 @@ TEST_F(PrepareTest, AnInterruptedRunLeavesNothingBehind) {
 
 TEST_F(PrepareTest, WhatIsWrongWithACorpusIsSaidWithItsPlace) {
   EXPECT_THAT(Refusal(Options({root_ / "missing.txt"})), AllOf(HasSubstr("missing.txt"), HasSubstr("no such file")));
-  EXPECT_THAT(Refusal(Options({Write("a.pdf", "x")})), AllOf(HasSubstr("a.pdf"), HasSubstr(".txt and .jsonl")));
+  EXPECT_THAT(Refusal(Options({Write("a.pdf", "x")})), AllOf(HasSubstr("a.pdf"), HasSubstr(".txt, .jsonl and .json")));
   Write("none/readme.md", "x");
   EXPECT_THAT(Refusal(Options({root_ / "none"})), HasSubstr("holds no corpus file"));
   EXPECT_THAT(Refusal(Options({Write("empty.txt", "")})), HasSubstr("the corpus is empty"));
@@ -161,7 +161,7 @@ TEST_F(PrepareTest, WhatIsWrongWithARecordIsSaidWithItsLine) {
   EXPECT_THAT(Refusal(Options({Write("3.jsonl", "{\"text\": \"a\"")})), HasSubstr("3.jsonl line 1: it is not JSON"));
   EXPECT_THAT(Refusal(Options({Write("4.jsonl", "[1]")})), HasSubstr("a JSON array stands where an object is needed"));
   EXPECT_THAT(Refusal(Options({Write("5.jsonl", R"({"messages": []})")})),
-              HasSubstr("chat data, which is not supported yet"));
+              HasSubstr("has no chat_template: set data.template"));
   EXPECT_THAT(Refusal(Options({Write("6.jsonl", R"({"text": "\ud800"})")})),
               HasSubstr("6.jsonl line 1: it is not JSON"));
 }
@@ -176,15 +176,21 @@ TEST_F(PrepareTest, DamagedGzipIsRefused) {
   EXPECT_THAT(Refusal(Options({Write("packed.txt", whole)})), HasSubstr("call it .gz"));
 }
 
+TEST_F(PrepareTest, DamagedZstdIsRefused) {
+  std::string text;
+  for (int i = 0; i < 300000; ++i) text += std::to_string(i * 2654435761u % 1000003) + " ";
+  const auto path = WriteZstd("whole.txt.zst", text);
+  EXPECT_EQ(AllTokens(Prepare(Options({path}))), DocumentTokens(text));
+  const std::string whole = Read(path);
+  EXPECT_EQ(AllTokens(Prepare(Options({Write("two.txt.zst", whole + whole)}))), DocumentTokens(text + text));
+  EXPECT_THAT(Refusal(Options({Write("cut.txt.zst", whole.substr(0, whole.size() / 2))})), HasSubstr("cut off"));
+  EXPECT_THAT(Refusal(Options({Write("plain.txt.zst", kLine)})), HasSubstr("is no zstd data"));
+}
+
 TEST_F(PrepareTest, WhatIsNotSupportedYetIsABadSpec) {
   auto options = Options({Write("corpus.txt", kLine)});
   options.packing = true;
   EXPECT_THAT(Refusal(options, ExitCode::kBadSpec), HasSubstr("data.packing"));
-  options.packing = false;
-  options.format = jobfile::DataFormat::kInstruction;
-  EXPECT_THAT(Refusal(options, ExitCode::kBadSpec), HasSubstr("instruction"));
-  options.format = jobfile::DataFormat::kChat;
-  EXPECT_THAT(Refusal(options, ExitCode::kBadSpec), HasSubstr("chat"));
 }
 
 TEST_F(PrepareTest, IdsThatTheModelHasNoEmbeddingForAreRefused) {

@@ -10,12 +10,14 @@
 
 namespace longspan::trainer {
 
-enum class CorpusFileKind { kText, kJsonLines };
+// .txt is one document, .jsonl has one JSON value a line, .json has an array of them, or several one after another.
+enum class CorpusFileKind { kText, kJsonLines, kJson };
+enum class CorpusPacking { kNone, kGzip, kZstd };
 
 struct CorpusFile {
   std::filesystem::path path;
   CorpusFileKind kind = CorpusFileKind::kText;
-  bool gzip = false;
+  CorpusPacking packing = CorpusPacking::kNone;
   int64_t size_bytes = 0;   // on disk
   int64_t modified_ns = 0;  // some fixed clock; only compared with itself
 };
@@ -28,8 +30,8 @@ std::vector<CorpusFile> ListCorpusFiles(const std::vector<std::filesystem::path>
 // Throws UserError when the file is not as it was listed.
 void CheckUnchanged(const CorpusFile& file);
 
-// Reads a file from its start, unpacking .gz. Throws UserError (missing, unreadable, damaged, named .gz and not
-// packed).
+// Reads a file from its start, unpacking .gz and .zst. Throws UserError (missing, unreadable, damaged, packed otherwise
+// than its name says).
 class CorpusReader {
  public:
   explicit CorpusReader(const CorpusFile& file);
@@ -40,8 +42,10 @@ class CorpusReader {
   int64_t position() const;  // bytes read on disk
 
  private:
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
+  class Source;
+  class GzipSource;  // of plain files too: zlib passes them through
+  class ZstdSource;
+  std::unique_ptr<Source> source_;
 };
 
 }  // namespace longspan::trainer

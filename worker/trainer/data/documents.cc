@@ -3,42 +3,40 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
+#include <utility>
 
-#include "worker/trainer/data/prepare.h"
+#include "worker/trainer/data/json_values.h"
 #include "worker/trainer/data/tokenizer.h"
 #include "worker/trainer/errors.h"
 
 namespace longspan::trainer {
 namespace {
 
+using Sink = std::function<void(Chunk chunk)>;
+
 constexpr size_t kReadBytes = 1 << 20;
 constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
 
-[[noreturn]] void FailUtf8(const CorpusFile& file, int64_t line, int64_t byte, char value) {
-  throw UserError(fmt::format("cannot read {} line {}: byte {} (0x{:02x}) is not UTF-8; convert the file to UTF-8",
-                              file.path.string(), line, byte, static_cast<unsigned char>(value)));
-}
-
 bool IsAsciiLetter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
+bool IsBlank(std::string_view line) { return line.find_first_not_of(" \t\r") == std::string_view::npos; }
 
 // Streams a text file: keeps what it has not handed out, and remembers how much of that it has looked at.
 class TextFile {
  public:
-  TextFile(const CorpusFile& file, const DocumentOptions& options, DocumentSink& sink)
-      : file_(file), options_(options), sink_(sink) {}
+  TextFile(const CorpusFile& file, size_t number, const ChunkOptions& options, const Sink& sink)
+      : file_(file), number_(number), options_(options), sink_(sink) {}
 
   void Read() {
     CorpusReader reader(file_);
     while (reader.AppendTo(buffer_, kReadBytes)) {
+      position_ = reader.position();
       if (dropped_ == 0 && buffer_.starts_with(kByteOrderMark) && checked_ == 0) Drop(kByteOrderMark.size());
       CheckUtf8(false);
       if (options_.may_cut) HandOutWholeLines();
-      sink_.Position(reader.position());
     }
+    position_ = reader.position();
     CheckUtf8(true);
-    if (!buffer_.empty()) sink_.Text(buffer_);
-    sink_.EndDocument();
+    HandOut(buffer_.size(), /*ends=*/true);
   }
 
  private:
@@ -66,11 +64,24 @@ class TextFile {
     for (size_t at = checked_; at > std::max<size_t>(searched_, 1); --at) {
       const size_t newline = at - 1;
       if (buffer_[newline] != '\n' || !IsAsciiLetter(buffer_[newline - 1])) continue;
-      sink_.Text(std::string_view(buffer_).substr(0, newline));
-      Drop(newline);
+      HandOut(newline, /*ends=*/false);
       break;
     }
     searched_ = checked_;
+  }
+
+  void HandOut(size_t bytes, bool ends) {
+    Chunk chunk;
+    chunk.file = number_;
+    chunk.bytes = buffer_.substr(0, bytes);
+    chunk.is_text = true;
+    chunk.begins_document = !begun_;
+    chunk.ends_document = ends;
+    chunk.empty_document = ends && !begun_ && bytes == 0;
+    chunk.position = position_;
+    begun_ = true;
+    Drop(bytes);
+    sink_(std::move(chunk));
   }
 
   void Drop(size_t bytes) {
@@ -81,25 +92,56 @@ class TextFile {
   }
 
   const CorpusFile& file_;
-  const DocumentOptions& options_;
-  DocumentSink& sink_;
+  size_t number_;
+  const ChunkOptions& options_;
+  const Sink& sink_;
   std::string buffer_;
   size_t checked_ = 0;   // this much of the buffer is UTF-8
   size_t searched_ = 0;  // no place to cut before this
   int64_t dropped_ = 0;  // bytes of the file before the buffer
   int64_t dropped_lines_ = 0;
+  int64_t position_ = 0;
+  bool begun_ = false;
+};
+
+// Collects records until they fill a chunk.
+class Batch {
+ public:
+  Batch(size_t number, const Sink& sink) : number_(number), sink_(sink) { Clear(); }
+
+  void Add(std::string_view record, int64_t line, int64_t offset) {
+    const size_t begin = chunk_.bytes.size();
+    chunk_.bytes.append(record);
+    chunk_.records.push_back({begin, chunk_.bytes.size(), line, offset});
+    if (chunk_.bytes.size() >= kChunkBytes) HandOut();
+  }
+  void HandOut() {
+    if (chunk_.records.empty()) return;
+    chunk_.position = position_;
+    sink_(std::exchange(chunk_, Chunk()));
+    Clear();
+  }
+  void set_position(int64_t position) { position_ = position; }
+
+ private:
+  void Clear() { chunk_.file = number_; }
+
+  size_t number_;
+  const Sink& sink_;
+  Chunk chunk_;
+  int64_t position_ = 0;
 };
 
 class JsonLinesFile {
  public:
-  JsonLinesFile(const CorpusFile& file, const DocumentOptions& options, DocumentSink& sink)
-      : file_(file), options_(options), sink_(sink) {}
+  JsonLinesFile(const CorpusFile& file, size_t number, const Sink& sink) : file_(file), batch_(number, sink) {}
 
   void Read() {
     CorpusReader reader(file_);
     std::string buffer;
     size_t searched = 0;  // no '\n' before this
     while (reader.AppendTo(buffer, kReadBytes)) {
+      batch_.set_position(reader.position());
       size_t begin = 0;
       for (size_t end; (end = buffer.find('\n', std::max(begin, searched))) != std::string::npos; begin = end + 1) {
         Line(std::string_view(buffer).substr(begin, end - begin));
@@ -107,76 +149,73 @@ class JsonLinesFile {
       }
       buffer.erase(0, begin);
       searched = buffer.size();
-      if (static_cast<int64_t>(buffer.size()) > kDocumentLineBytesMax) {
-        Fail(fmt::format("the line is longer than {} MiB; cut the document", kDocumentLineBytesMax >> 20), line_ + 1);
+      if (static_cast<int64_t>(buffer.size()) > kRecordBytesMax) {
+        FailLine(file_, line_ + 1,
+                 fmt::format("the line is longer than {} MiB; cut the document", kRecordBytesMax >> 20));
       }
-      sink_.Position(reader.position());
     }
     if (!buffer.empty()) Line(buffer);
+    batch_.HandOut();
   }
 
  private:
-  [[noreturn]] void Fail(const std::string& why, int64_t line) const {
-    throw UserError(fmt::format("cannot read {} line {}: {}", file_.path.string(), line, why));
-  }
-
   void Line(std::string_view line) {
-    ++line_;
-    if (const auto at = FindInvalidUtf8(line)) FailUtf8(file_, line_, offset_ + static_cast<int64_t>(*at), line[*at]);
-    if (line_ == 1 && line.starts_with(kByteOrderMark)) line.remove_prefix(kByteOrderMark.size());
-    if (line.find_first_not_of(" \t\r") == std::string_view::npos) return;
-    const std::string text = TextOf(line);
-    if (!text.empty()) sink_.Text(text);
-    sink_.EndDocument();
-  }
-
-  std::string TextOf(std::string_view line) const {
-    nlohmann::json record;
-    try {
-      record = nlohmann::json::parse(line);
-    } catch (const nlohmann::json::exception& error) {
-      Fail(fmt::format("it is not JSON: {}", WithoutPrefix(error.what())), line_);
+    int64_t offset = offset_;
+    if (++line_ == 1 && line.starts_with(kByteOrderMark)) {
+      line.remove_prefix(kByteOrderMark.size());
+      offset += static_cast<int64_t>(kByteOrderMark.size());
     }
-    if (!record.is_object()) Fail(fmt::format("a JSON {} stands where an object is needed", record.type_name()), line_);
-    const auto field = record.find(options_.text_field);
-    if (field == record.end()) Fail(fmt::format("\"{}\" is missing{}", options_.text_field, Hint(record)), line_);
-    if (!field->is_string()) {
-      Fail(fmt::format("\"{}\" is a {}; a string is needed", options_.text_field, field->type_name()), line_);
-    }
-    return std::move(field->get_ref<std::string&>());
-  }
-
-  static std::string Hint(const nlohmann::json& record) {
-    if (record.contains("messages")) return "; the record looks like chat data, which is not supported yet";
-    if (record.contains("instruction")) return "; the record looks like instruction data, which is not supported yet";
-    std::string names;
-    for (const auto& [name, value] : record.items()) {
-      if (value.is_string() && names.size() < 200) names += (names.empty() ? "" : ", ") + name;
-    }
-    return names.empty() ? "" : "; data.text_field may name another field: the record has " + names;
-  }
-
-  // nlohmann's messages begin with "[json.exception.parse_error.101] ".
-  static std::string WithoutPrefix(std::string_view message) {
-    const size_t end = message.find("] ");
-    return std::string(end == std::string_view::npos ? message : message.substr(end + 2));
+    if (!IsBlank(line)) batch_.Add(line, line_, offset);
   }
 
   const CorpusFile& file_;
-  const DocumentOptions& options_;
-  DocumentSink& sink_;
+  Batch batch_;
   int64_t line_ = 0;
   int64_t offset_ = 0;  // of the line in the unpacked file
 };
 
+class JsonFile {
+ public:
+  JsonFile(const CorpusFile& file, size_t number, const Sink& sink) : file_(file), batch_(number, sink) {}
+
+  void Read() {
+    CorpusReader reader(file_);
+    JsonValues values([this](std::string_view value, int64_t line, int64_t offset) { batch_.Add(value, line, offset); },
+                      [this](const std::string& why, int64_t line) { FailLine(file_, line, why); });
+    std::string buffer;
+    while (reader.AppendTo(buffer, kReadBytes)) {
+      batch_.set_position(reader.position());
+      values.Append(buffer);
+      buffer.clear();
+    }
+    values.Finish();
+    batch_.HandOut();
+  }
+
+ private:
+  const CorpusFile& file_;
+  Batch batch_;
+};
+
 }  // namespace
 
-void ReadDocuments(const CorpusFile& file, const DocumentOptions& options, DocumentSink& sink) {
+void FailUtf8(const CorpusFile& file, int64_t line, int64_t byte, char value) {
+  throw UserError(fmt::format("cannot read {} line {}: byte {} (0x{:02x}) is not UTF-8; convert the file to UTF-8",
+                              file.path.string(), line, byte, static_cast<unsigned char>(value)));
+}
+
+void FailLine(const CorpusFile& file, int64_t line, const std::string& why) {
+  throw UserError(fmt::format("cannot read {} line {}: {}", file.path.string(), line, why));
+}
+
+void ReadChunks(const CorpusFile& file, size_t number, const ChunkOptions& options, const Sink& sink) {
   switch (file.kind) {
     case CorpusFileKind::kText:
-      return TextFile(file, options, sink).Read();
+      return TextFile(file, number, options, sink).Read();
     case CorpusFileKind::kJsonLines:
-      return JsonLinesFile(file, options, sink).Read();
+      return JsonLinesFile(file, number, sink).Read();
+    case CorpusFileKind::kJson:
+      return JsonFile(file, number, sink).Read();
   }
 }
 

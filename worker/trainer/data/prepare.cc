@@ -9,13 +9,16 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "proto/jobfile/enum_names.h"
 #include "worker/storage/storage.h"
+#include "worker/trainer/data/build_dataset.h"
+#include "worker/trainer/data/chat_template.h"
 #include "worker/trainer/data/corpus_files.h"
 #include "worker/trainer/data/dataset.h"
-#include "worker/trainer/data/documents.h"
 #include "worker/trainer/data/mapped_file.h"
+#include "worker/trainer/data/record_encoder.h"
+#include "worker/trainer/data/record_example.h"
 #include "worker/trainer/data/source_hashes.h"
-#include "worker/trainer/data/token_writer.h"
 #include "worker/trainer/data/tokenizer.h"
 #include "worker/trainer/errors.h"
 
@@ -25,7 +28,7 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-constexpr int kFormatVersion = 1;  // of the prepared folder, and a part of its key
+constexpr int kFormatVersion = 2;  // of the prepared folder, and a part of its key
 constexpr size_t kKeyLetters = 32;
 
 void Warn(const PrepareCallbacks& callbacks, const std::string& message) {
@@ -35,10 +38,6 @@ void Warn(const PrepareCallbacks& callbacks, const std::string& message) {
 void RefuseUnsupported(const PrepareOptions& options) {
   if (options.packing)
     throw SpecError("data.packing: true is not supported yet; set it to false (plain concatenation)");
-  if (options.format == jobfile::DataFormat::kInstruction) {
-    throw SpecError("data.format: instruction is not supported yet; text is");
-  }
-  if (options.format == jobfile::DataFormat::kChat) throw SpecError("data.format: chat is not supported yet; text is");
   if (options.sources.empty()) throw SpecError("data.sources: it is empty; name the files or folders of the corpus");
 }
 
@@ -51,29 +50,38 @@ std::vector<CorpusFile> ListFiles(const PrepareOptions& options, const PrepareCa
   if (ignored > 0) {
     Warn(callbacks,
          fmt::format(
-             "{} files in the folders of data.sources are not read, such as {}: only .txt, .jsonl and these as .gz are",
+             "{} files in the folders of data.sources are not read, such as {}: only .txt, .jsonl, .json and these as "
+             ".gz or .zst are",
              ignored, example));
   }
   return files;
 }
 
-// Everything that decides the prepared bytes.
-json Recipe(const PrepareOptions& options, const Tokenizer& tokenizer, const std::vector<CorpusFile>& files,
-            const PrepareCallbacks& callbacks, int64_t total_bytes) {
+const char* KindName(CorpusFileKind kind) {
+  switch (kind) {
+    case CorpusFileKind::kText:
+      return "text";
+    case CorpusFileKind::kJsonLines:
+      return "jsonl";
+    case CorpusFileKind::kJson:
+      return "json";
+  }
+  return "?";
+}
+
+json SourcesRecipe(const PrepareOptions& options, const std::vector<CorpusFile>& files,
+                   const PrepareCallbacks& callbacks, int64_t total_bytes) {
   SourceHashes hashes(options.datasets_root);
   json sources = json::array();
   for (const CorpusFile& file : files) {
-    sources.push_back({{"kind", file.kind == CorpusFileKind::kText ? "text" : "jsonl"},
-                       {"gzip", file.gzip},
+    sources.push_back({{"kind", KindName(file.kind)},
+                       {"packing", static_cast<int>(file.packing)},
                        {"size", file.size_bytes},
                        {"sha256", hashes.Hash(file)}});
     if (callbacks.progress) callbacks.progress(0, total_bytes);
   }
   hashes.Save();
-  return {{"version", kFormatVersion},
-          {"tokenizer", tokenizer.fingerprint()},
-          {"text_field", options.text_field},
-          {"sources", std::move(sources)}};
+  return sources;
 }
 
 // A folder that goes away unless it is published.
@@ -101,49 +109,6 @@ class TemporaryFolder {
   fs::path path_;
 };
 
-class TokenizingSink : public DocumentSink {
- public:
-  TokenizingSink(const Tokenizer& tokenizer, TokenWriter& writer, std::function<void(int64_t)> position)
-      : tokenizer_(tokenizer), writer_(writer), position_(std::move(position)) {}
-
-  void Text(std::string_view part) override {
-    ids_.clear();
-    if (!begun_) ids_ = tokenizer_.prefix();
-    begun_ = true;
-    tokenizer_.EncodeTo(part, cache_, ids_);
-    writer_.Append(ids_);
-    text_bytes_ += static_cast<int64_t>(part.size());
-  }
-
-  void EndDocument() override {
-    if (!begun_) {
-      ++empty_documents_;
-      return;
-    }
-    begun_ = false;
-    ids_ = tokenizer_.suffix();
-    const auto eos = tokenizer_.eos();
-    if (eos && (ids_.empty() || ids_.back() != *eos)) ids_.push_back(*eos);
-    writer_.Append(ids_);
-    writer_.EndDocument();
-  }
-
-  void Position(int64_t bytes_on_disk) override { position_(bytes_on_disk); }
-
-  int64_t text_bytes() const { return text_bytes_; }
-  int64_t empty_documents() const { return empty_documents_; }
-
- private:
-  const Tokenizer& tokenizer_;
-  TokenWriter& writer_;
-  std::function<void(int64_t)> position_;
-  MergeCache cache_;
-  std::vector<TokenId> ids_;
-  bool begun_ = false;
-  int64_t text_bytes_ = 0;
-  int64_t empty_documents_ = 0;
-};
-
 // Number of documents by length: below 2, below 4, ...
 json LengthHistogram(const uint64_t* offsets, int64_t documents) {
   std::vector<int64_t> counts;
@@ -168,74 +133,119 @@ class Preparation {
       : options_(options), callbacks_(callbacks), tokenizer_(Tokenizer::Load(options.model_folder)) {}
 
   PreparedDataset Run() {
-    const std::vector<CorpusFile> files = ListFiles(options_, callbacks_);
-    for (const CorpusFile& file : files) total_bytes_ += file.size_bytes;
-    const json recipe = Recipe(options_, tokenizer_, files, callbacks_, total_bytes_);
+    files_ = ListFiles(options_, callbacks_);
+    for (const CorpusFile& file : files_) total_bytes_ += file.size_bytes;
+    result_.format = options_.format ? *options_.format : FormatOfCorpus(files_, options_.text_field);
+    if (has_records()) {
+      records_.emplace(tokenizer_, ChooseTemplate(options_.chat_template, options_.model_folder),
+                       options_.context_length);
+    }
+    const json recipe = Recipe();
     result_.key = storage::Sha256Hex(recipe.dump()).substr(0, kKeyLetters);
     result_.folder = options_.datasets_root / result_.key;
     result_.reused = fs::exists(result_.folder / "dataset.json");
-    if (!result_.reused) Build(files, recipe);
+    if (!result_.reused) Build(recipe);
     if (callbacks_.progress) callbacks_.progress(total_bytes_, total_bytes_);
     Describe();
     return result_;
   }
 
  private:
-  void Build(const std::vector<CorpusFile>& files, const json& recipe);
-  void WriteAbout(const fs::path& folder, const TokenWriter& writer, const TokenizingSink& sink,
-                  const json& recipe) const;
+  bool has_records() const { return result_.format != jobfile::DataFormat::kText; }
+  json Recipe() const;
+  void Build(const json& recipe);
+  void WriteAbout(const fs::path& folder, const BuiltDataset& built, const json& recipe) const;
+  void AddRecordFacts(const BuiltDataset& built, json& about) const;
   void CheckIdsFitModel(int64_t vocab_size) const;
   void Describe();
   void WarnAbout(const json& about, const uint64_t* offsets) const;
-  void WriteChoice() const;
+  void WarnAboutRecords(const json& about) const;
+  void WriteChoice(const json& about) const;
 
   const PrepareOptions& options_;
   const PrepareCallbacks& callbacks_;
   Tokenizer tokenizer_;
+  std::optional<RecordEncoder> records_;
+  std::vector<CorpusFile> files_;
   PreparedDataset result_;
   int64_t total_bytes_ = 0;
 };
 
-void Preparation::Build(const std::vector<CorpusFile>& files, const json& recipe) {
+// Everything that decides the prepared bytes.
+json Preparation::Recipe() const {
+  json recipe = {{"version", kFormatVersion},
+                 {"tokenizer", tokenizer_.fingerprint()},
+                 {"format", jobfile::NameOf(result_.format)},
+                 {"sources", SourcesRecipe(options_, files_, callbacks_, total_bytes_)}};
+  if (has_records()) {
+    recipe["template"] = records_->record_template().Description();
+    recipe["context_length"] = options_.context_length;  // longer records are cut
+  } else {
+    recipe["text_field"] = options_.text_field;
+  }
+  return recipe;
+}
+
+void Preparation::Build(const json& recipe) {
   const TemporaryFolder temporary(options_.datasets_root);
-  TokenWriter writer(temporary.path(), tokenizer_.vocab_size() <= 65536 ? 2 : 4);
-  int64_t files_done_bytes = 0;
-  TokenizingSink sink(tokenizer_, writer, [&](int64_t bytes) {
-    if (callbacks_.progress) callbacks_.progress(files_done_bytes + bytes, total_bytes_);
-  });
-  const DocumentOptions document_options{options_.text_field, tokenizer_.CanCutBeforeNewline()};
-  for (const CorpusFile& file : files) {
-    ReadDocuments(file, document_options, sink);
-    CheckUnchanged(file);
-    files_done_bytes += file.size_bytes;
+  std::vector<int64_t> bytes_before = {0};
+  for (const CorpusFile& file : files_) bytes_before.push_back(bytes_before.back() + file.size_bytes);
+  const auto position = [&](size_t file, int64_t bytes) {
+    if (callbacks_.progress) callbacks_.progress(bytes_before[file] + bytes, total_bytes_);
+  };
+  const BuildOptions build_options{result_.format, options_.text_field, options_.threads};
+  const BuiltDataset built =
+      BuildDataset(files_, build_options, tokenizer_, records_ ? &*records_ : nullptr, temporary.path(), position);
+  if (built.counts.dropped > 0 && built.documents == 0) {
+    throw UserError(
+        fmt::format("no record is left to train on: the prompts of all {} fill the context of {} tokens; "
+                    "raise context_length",
+                    built.counts.records, options_.context_length));
   }
-  if (writer.documents() == 0) {
-    throw UserError(fmt::format("the corpus is empty: no text in {} files of data.sources, the first {}", files.size(),
-                                files.front().path.string()));
+  if (built.documents == 0) {
+    throw UserError(fmt::format("the corpus is empty: no text in {} files of data.sources, the first {}", files_.size(),
+                                files_.front().path.string()));
   }
-  writer.Finish();
-  WriteAbout(temporary.path(), writer, sink, recipe);
+  WriteAbout(temporary.path(), built, recipe);
   // False: somebody else published the same data first.
   storage::PublishFolder(temporary.path(), result_.folder);
 }
 
-void Preparation::WriteAbout(const fs::path& folder, const TokenWriter& writer, const TokenizingSink& sink,
-                             const json& recipe) const {
+void Preparation::WriteAbout(const fs::path& folder, const BuiltDataset& built, const json& recipe) const {
   const MappedFile offsets = MappedFile::Open(folder / "documents.bin");
-  const json about = {
+  json about = {
       {"version", kFormatVersion},
       {"key", result_.key},
-      {"documents", writer.documents()},
-      {"empty_documents", sink.empty_documents()},
-      {"tokens", writer.tokens()},
-      {"text_bytes", sink.text_bytes()},
+      {"format", jobfile::NameOf(result_.format)},
+      {"documents", built.documents},
+      {"empty_documents", built.counts.empty_documents},
+      {"tokens", built.tokens},
+      {"text_bytes", built.counts.text_bytes},
       {"bytes_per_token", tokenizer_.vocab_size() <= 65536 ? 2 : 4},
-      {"vocab_size", int64_t{writer.largest_id()} + 1},
+      {"vocab_size", int64_t{built.largest_id} + 1},
       {"eos", tokenizer_.eos() ? json(*tokenizer_.eos()) : json()},
-      {"length_histogram", LengthHistogram(reinterpret_cast<const uint64_t*>(offsets.data()), writer.documents())},
+      {"length_histogram", LengthHistogram(reinterpret_cast<const uint64_t*>(offsets.data()), built.documents)},
       {"recipe", recipe},
   };
+  if (has_records()) AddRecordFacts(built, about);
   storage::WriteFileAtomically(folder / "dataset.json", about.dump(2) + "\n");
+}
+
+void Preparation::AddRecordFacts(const BuiltDataset& built, json& about) const {
+  const CorpusCounts& counts = built.counts;
+  about["template"] = about["recipe"]["template"]["name"];
+  about["context_length"] = options_.context_length;
+  // Rows are filled up with an id that the model has; its labels never count.
+  about["pad"] = tokenizer_.eos().value_or(0);
+  about["records"] = counts.records;
+  about["dropped"] = counts.dropped;
+  about["cut"] = counts.cut;
+  about["scored_tokens"] = counts.scored_tokens;
+  about["special_in_text"] = counts.special_in_text;
+  if (counts.first_dropped) {
+    about["first_dropped"] = {{"source", counts.first_dropped->file}, {"line", counts.first_dropped->line}};
+  }
+  about["example"] = built.example;
 }
 
 void Preparation::CheckIdsFitModel(int64_t vocab_size) const {
@@ -255,12 +265,18 @@ void Preparation::WarnAbout(const json& about, const uint64_t* offsets) const {
   for (int64_t i = 0; i < result_.documents; ++i) {
     if (static_cast<int64_t>(offsets[i + 1] - offsets[i]) < options_.context_length) ++shorter;
   }
-  if (shorter * 2 > result_.documents) {
+  if (shorter * 2 > result_.documents && has_records() && !options_.packing) {
+    Warn(callbacks_,
+         fmt::format("{} of {} records are shorter than the context of {} tokens, and each is a row of its own: the "
+                     "rest of most rows is padding; data.packing: true fills them",
+                     shorter, result_.documents, options_.context_length));
+  } else if (shorter * 2 > result_.documents && !has_records()) {
     Warn(callbacks_,
          fmt::format("{} of {} documents are shorter than the context of {} tokens: most contexts will hold several "
                      "unrelated documents, from which a model learns little about long text",
                      shorter, result_.documents, options_.context_length));
   }
+  if (has_records()) WarnAboutRecords(about);
   if (const auto empty = about.at("empty_documents").get<int64_t>(); empty > 0) {
     Warn(callbacks_, fmt::format("{} documents without text were left out", empty));
   }
@@ -271,6 +287,29 @@ void Preparation::WarnAbout(const json& about, const uint64_t* offsets) const {
          fmt::format(
              "the held-out part has {} tokens, fewer than the longest evaluation length of {}: the corpus is too small",
              result_.heldout_tokens, options_.longest_evaluation_length));
+  }
+}
+
+void Preparation::WarnAboutRecords(const json& about) const {
+  const auto records = about.at("records").get<int64_t>();
+  if (const auto dropped = about.at("dropped").get<int64_t>(); dropped > 0) {
+    const json& first = about.at("first_dropped");
+    Warn(callbacks_,
+         fmt::format("{} of {} records are dropped, because their prompt fills the context of {} tokens and "
+                     "leaves no answer to learn; the first is {} line {}",
+                     dropped, records, options_.context_length,
+                     files_.at(first.at("source").get<size_t>()).path.string(), first.at("line").get<int64_t>()));
+  }
+  if (const auto cut = about.at("cut").get<int64_t>(); cut > 0) {
+    Warn(callbacks_,
+         fmt::format("{} of {} records are longer than the context of {} tokens: the end of their answer is "
+                     "cut off and not trained",
+                     cut, records, options_.context_length));
+  }
+  if (const auto special = about.at("special_in_text").get<int64_t>(); special > 0) {
+    Warn(callbacks_, fmt::format("{} of {} records have a text that spells a special token of template {}, which the "
+                                 "tokenizer takes for that token",
+                                 special, records, about.at("template").get<std::string>()));
   }
 }
 
@@ -288,7 +327,7 @@ void Preparation::Describe() {
     throw UserError(fmt::format("cannot read {}: {}; delete the folder and prepare again",
                                 (result_.folder / "dataset.json").string(), error.what()));
   }
-  if (result_.tokens < options_.context_length) {
+  if (!has_records() && result_.tokens < options_.context_length) {
     throw UserError(
         fmt::format("the corpus has {} tokens, fewer than one context of {}: add text or lower context_length",
                     result_.tokens, options_.context_length));
@@ -306,26 +345,31 @@ void Preparation::Describe() {
   result_.training_tokens = result_.tokens - result_.heldout_tokens;
   result_.training_sequences = result_.training_tokens / options_.context_length;
   result_.dropped_tokens = result_.training_tokens % options_.context_length;
-  WriteChoice();
+  if (has_records()) result_.example = ExampleLines(about.value("example", json()));
+  WriteChoice(about);
   WarnAbout(about, starts);
 }
 
 // The path is relative, so that the storage may be mounted elsewhere tomorrow.
-void Preparation::WriteChoice() const {
+void Preparation::WriteChoice(const json& about) const {
   const fs::path folder = fs::weakly_canonical(result_.folder).lexically_relative(fs::weakly_canonical(options_.work));
-  const json choice = {{"version", kFormatVersion},
-                       {"key", result_.key},
-                       {"folder", folder.string()},
-                       {"context_length", options_.context_length},
-                       {"documents", result_.documents},
-                       {"tokens", result_.tokens},
-                       {"training_tokens", result_.training_tokens},
-                       {"training_sequences", result_.training_sequences},
-                       {"dropped_tokens", result_.dropped_tokens},
-                       {"holdout",
-                        {{"fraction", options_.holdout_fraction},
-                         {"minimum_tokens", options_.longest_evaluation_length},
-                         {"tokens", result_.heldout_tokens}}}};
+  json choice = {{"version", kFormatVersion},
+                 {"key", result_.key},
+                 {"folder", folder.string()},
+                 {"context_length", options_.context_length},
+                 {"format", jobfile::NameOf(result_.format)},
+                 {"documents", result_.documents},
+                 {"tokens", result_.tokens},
+                 {"training_tokens", result_.training_tokens},
+                 {"training_sequences", result_.training_sequences},
+                 {"dropped_tokens", result_.dropped_tokens},
+                 {"holdout",
+                  {{"fraction", options_.holdout_fraction},
+                   {"minimum_tokens", options_.longest_evaluation_length},
+                   {"tokens", result_.heldout_tokens}}}};
+  for (const char* fact : {"template", "records", "dropped", "cut", "scored_tokens", "example"}) {
+    if (has_records()) choice[fact] = about.at(fact);
+  }
   storage::WriteFileAtomically(options_.work / "dataset.json", choice.dump(2) + "\n");
 }
 
@@ -336,6 +380,7 @@ PrepareOptions PrepareOptionsOf(const jobfile::JobSpec& spec, const fs::path& wo
   options.sources.assign(spec.data.sources.begin(), spec.data.sources.end());
   options.format = spec.data.format;
   options.text_field = spec.data.text_field;
+  options.chat_template = spec.data.chat_template;
   options.packing = spec.data.packing;
   options.holdout_fraction = spec.data.holdout_fraction;
   options.context_length = spec.context_length;
@@ -346,6 +391,7 @@ PrepareOptions PrepareOptionsOf(const jobfile::JobSpec& spec, const fs::path& wo
   options.model_folder = spec.model.path;
   options.datasets_root = datasets_root;
   options.work = work;
+  options.threads = spec.resources.threads_per_slot;
   return options;
 }
 

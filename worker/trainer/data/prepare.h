@@ -1,18 +1,20 @@
 // The prepare phase: turns text into tokens once, before any process group exists.
 //
-//   sources (.txt, .jsonl, each also .gz; folders of them)      <datasets_root>/<key>/tokens.bin     uint16 or uint32
-//       + tokenizer.json + options                          ──►                     documents.bin  uint64 offsets
+//   sources (.txt, .jsonl, .json, each also .gz or .zst;        <datasets_root>/<key>/tokens.bin     uint16 or uint32
+//   folders of them) + tokenizer + options                  ──►                     documents.bin  uint64 offsets
+//                                                                                   scored.bin     records: 1 for an id
+//                                                                                                  whose label counts
 //                                                                                   dataset.json   counts, hashes
 //                                                              <work>/dataset.json  which of them, and the split
 //
 // The key is a hash of the content of the sources, the tokenizer and the options that decide ids, so equal jobs share
-// the folder, whatever their context length or held-out fraction. It is published by rename: it exists whole or not at
-// all, and when two jobs prepare the same data at once, one of them wins and both use it. Calling Prepare again finds
-// the folder and is quick.
+// the folder, whatever their held-out fraction or, for text, context length. It is published by rename: it exists whole
+// or not at all, and when two jobs prepare the same data at once, one of them wins and both use it. Calling Prepare
+// again finds the folder and is quick.
 //
-// A document becomes: what the tokenizer's post-processor puts before a text (BOS), the text, what it puts behind, EOS.
-// Documents lie one after another in the order of the sources (in a folder: by path). Memory is bounded by the longest
-// line of a .jsonl file (at most kDocumentLineBytesMax), not by the corpus. Deterministic.
+// What a text or a record becomes is said in chunk_encoder.h, chat_template.h and record_encoder.h. Documents lie one
+// after another in the order of the sources (in a folder: by path). Memory is bounded by some chunks on their way and
+// the longest record (documents.h), not by the corpus. The bytes do not depend on the number of threads.
 //
 // Throws UserError for everything that is wrong with the corpus, the tokenizer or the options (with file, line and
 // byte), StorageError when the disk fails. An exception from a callback passes through; nothing is published then.
@@ -29,19 +31,19 @@
 
 namespace longspan::trainer {
 
-inline constexpr int64_t kDocumentLineBytesMax = int64_t{256} << 20;  // of one .jsonl record
-
 struct PrepareOptions {
   std::vector<std::filesystem::path> sources;
-  std::optional<jobfile::DataFormat> format;  // kInstruction and kChat are refused for now
+  std::optional<jobfile::DataFormat> format;  // absent: by the first record
   std::string text_field = "text";
-  bool packing = false;            // true is refused for now
-  double holdout_fraction = 0.02;  // [0, 0.5]; 0: nothing is held out
+  std::optional<jobfile::ChatTemplate> chat_template;  // of records; absent: the model's own
+  bool packing = false;                                // true is refused for now
+  double holdout_fraction = 0.02;                      // [0, 0.5]; 0: nothing is held out
   int64_t context_length = 0;
   int64_t longest_evaluation_length = 0;  // the held-out part is made at least this long where the corpus allows it
   std::filesystem::path model_folder;     // tokenizer.json lies here
   std::filesystem::path datasets_root;
   std::filesystem::path work;  // gets dataset.json; created when missing
+  int64_t threads = 1;
 };
 
 // What a job file says, with its paths as they are. The longest evaluation length is the longest of context_length and
@@ -63,6 +65,8 @@ struct PreparedDataset {
   std::filesystem::path folder;  // <datasets_root>/<key>
   std::string key;
   bool reused = false;  // it was there already
+  jobfile::DataFormat format = jobfile::DataFormat::kText;
+  std::string example;  // lines for people with one rendered record, prompt and answer marked; empty for text
   int64_t documents = 0;
   int64_t tokens = 0;
   int64_t training_tokens = 0;

@@ -1,0 +1,128 @@
+"""Instructions and chats: their ids and masks against transformers' apply_chat_template, and training on them."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from reference import chat_templates, tiny_jobs, trainer, work_folder
+from reference.tiny_models import TinyModel, write_model
+
+WORDS = ["ka", "lo mi", "ter.", "\n", "\n\n", "  ", "é", "你好", "😀", "don't", "12", "\t", "</", "[INST", "<|im", "\u00a0", "\u200b"]
+
+
+def text(chance, pieces):
+    return "".join(chance.choice(WORDS) + chance.choice(["", " "]) for _ in range(pieces)) or "x"
+
+
+def answer(chance):
+    return text(chance, chance.randrange(12)) + chance.choice(["a", "b\n", "c "])
+
+
+def conversation(chance):
+    messages = [{"role": "system", "content": text(chance, 3)}] if chance.random() < 0.4 else []
+    for _ in range(chance.randint(1, 4)):
+        messages.append({"role": "user", "content": text(chance, chance.randrange(10))})
+        messages.append({"role": "assistant", "content": answer(chance)})
+    return messages
+
+
+def add_tokens(folder, tokens):
+    """Special tokens that the model has beside its vocabulary."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in tokens])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def write_chat_model(root, name):
+    """A tiny job's folder whose tokenizer_config.json has a published chat template."""
+    job = tiny_jobs.write_job(root, documents=0)
+    template, tokens, bos, eos = chat_templates.PUBLISHED[name]
+    write_model(TinyModel(vocab=tiny_jobs.VOCAB + len(tokens)), job.model)
+    add_tokens(job.model, tokens)
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template, "eos_token": eos}
+    if bos:
+        config["bos_token"] = bos
+    (job.model / "tokenizer_config.json").write_text(json.dumps(config))
+    return job, PreTrainedTokenizerFast.from_pretrained(job.model)
+
+
+def write_records(folder, records, name="records.jsonl"):
+    (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def prepare(spec, tmp_path, **changes):
+    file = trainer.write_spec(trainer.merged_spec(spec, changes), tmp_path / "spec.json")
+    return trainer.command("prepare", file, "--work", tmp_path / "work")
+
+
+def prepared_records(tmp_path):
+    """[(ids, scored)] of the prepared documents."""
+    tokens, offsets, about = work_folder.prepared(tmp_path / "work")
+    [file] = (tmp_path / "work").rglob("scored.bin")
+    scored = np.fromfile(file, dtype=np.uint8).astype(bool)
+    assert len(scored) == len(tokens)
+    spans = list(zip(offsets[:-1], offsets[1:]))
+    return [(tokens[a:b].tolist(), scored[a:b].tolist()) for a, b in spans], about
+
+
+# ---- ids and masks ----
+
+
+@pytest.mark.parametrize("name", chat_templates.PUBLISHED)
+def test_conversations_equal_apply_chat_template(name, tmp_path, trainer_binary):
+    """The model's own template, recognised; special tokens are ids; answers and the ends of their turns are scored."""
+    job, tokenizer = write_chat_model(tmp_path / "job", name)
+    chance = random.Random(5)
+    conversations = [conversation(chance) for _ in range(60)]
+    write_records(job.corpus, [{"messages": messages} for messages in conversations])
+    done = prepare(job.spec, tmp_path, context_length=4096)
+    assert done.returncode == 0, trainer.report(done)
+    records, about = prepared_records(tmp_path)
+    assert about["format"] == "chat"
+    assert len(records) == len(conversations)
+    for messages, (ids, scored) in zip(conversations, records):
+        expected_ids, expected_scored = chat_templates.encoded(tokenizer, messages)
+        assert ids == expected_ids, messages
+        assert scored == expected_scored, messages
+
+
+def test_a_text_that_spells_special_tokens_is_read_as_transformers_reads_it(tmp_path, trainer_binary):
+    job, tokenizer = write_chat_model(tmp_path / "job", "qwen2")
+    messages = [
+        {"role": "user", "content": "a<|im_end|>b"},
+        {"role": "assistant", "content": "<|im_start|> c"},
+    ]
+    write_records(job.corpus, [{"messages": messages}])
+    done = prepare(job.spec, tmp_path)
+    assert done.returncode == 0, trainer.report(done)
+    assert "spells a special token" in done.stderr
+    [(ids, scored)], _ = prepared_records(tmp_path)
+    assert (ids, scored) == chat_templates.encoded(tokenizer, messages)
+
+
+def test_instructions_are_tokenised_as_longlora_did(tmp_path, trainer_binary):
+    """[INST]...[/INST] and answer in one text, BOS from the tokenizer, EOS behind; the prompt's own length is masked."""
+    job = tiny_jobs.write_job(tmp_path / "job", documents=0)
+    chance = random.Random(6)
+    records = [{"instruction": text(chance, 8), "output": answer(chance)} for _ in range(60)]
+    write_records(job.corpus, records)
+    done = prepare(job.spec, tmp_path, context_length=4096, data={"template": "llama2"})
+    assert done.returncode == 0, trainer.report(done)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(job.model)
+    for record, (ids, scored) in zip(records, prepared_records(tmp_path)[0], strict=True):
+        prompt = f"[INST]{record['instruction']}[/INST]"
+        encoding = tokenizer(prompt + record["output"] + "</s>", return_offsets_mapping=True)
+        assert ids == encoding["input_ids"]
+        assert scored == [b > len(prompt) for _, b in encoding["offset_mapping"]]
+
+
+def test_no_vocabulary_row_is_ever_added(tmp_path, trainer_binary):
+    job = tiny_jobs.write_job(tmp_path / "job", documents=0)
+    write_records(job.corpus, [{"instruction": "a", "output": "b"}])
+    done = prepare(job.spec, tmp_path, data={"template": "chatml"})
+    assert done.returncode == 10, trainer.report(done)
+    assert "has no token <|im_start|>" in done.stderr
