@@ -14,52 +14,80 @@ using testing::RelativeError;
 
 constexpr int64_t kHeadSize = 4;
 
+enum class Kind { kSplit, kWrap, kShort };
+
 struct Case {
   int64_t sequences, tokens, query_heads, key_value_heads, group;  // group 0: full attention
+  Kind kind = Kind::kSplit;
+  std::vector<int64_t> documents{};  // lengths, over all rows in order; empty: each sequence is one
 };
 
 std::string Name(const Case& c) {
-  return "B" + std::to_string(c.sequences) + " T" + std::to_string(c.tokens) + " Hq" + std::to_string(c.query_heads) +
-         " Hkv" + std::to_string(c.key_value_heads) + " G" + std::to_string(c.group);
+  std::string name = "B" + std::to_string(c.sequences) + " T" + std::to_string(c.tokens) + " Hq" +
+                     std::to_string(c.query_heads) + " Hkv" + std::to_string(c.key_value_heads) + " G" +
+                     std::to_string(c.group) + " kind " + std::to_string(static_cast<int>(c.kind));
+  for (const int64_t length : c.documents) name += " D" + std::to_string(length);
+  return name;
+}
+
+AttentionShape ShapeOf(const Case& c) {
+  AttentionShape shape{c.sequences, c.tokens, c.query_heads, c.key_value_heads};
+  int64_t row = 0;
+  for (const int64_t length : c.documents) {
+    if (!shape.documents.empty() && shape.documents.back().tokens == length) {
+      ++shape.documents.back().documents;
+    } else {
+      shape.documents.push_back({row, 1, length});
+    }
+    row += length;
+  }
+  return shape;
 }
 
 AttentionPlan PlanOf(const Case& c) {
-  const AttentionShape shape{c.sequences, c.tokens, c.query_heads, c.key_value_heads};
-  return c.group == 0 ? PlanFullAttention(shape) : PlanShiftedSparseAttention(shape, c.group);
+  if (c.group == 0) return PlanFullAttention(ShapeOf(c));
+  if (c.kind == Kind::kShort) return PlanShortAttention(ShapeOf(c), c.group);
+  return PlanShiftedSparseAttention(ShapeOf(c), c.group, c.kind == Kind::kWrap ? BlockEdge::kWrap : BlockEdge::kSplit);
 }
 
-// The definition, token by token.
-bool Attends(const Case& c, int64_t head, int64_t i, int64_t j) {
+// The definition, token by token, for a document of `tokens`.
+bool Attends(const Case& c, int64_t tokens, int64_t head, int64_t i, int64_t j) {
   if (j > i) return false;
   if (c.group == 0) return true;
-  const int64_t shift = 2 * head < c.query_heads ? 0 : c.group / 2;
-  return (i + shift) / c.group == (j + shift) / c.group;
+  const int64_t shift = c.kind == Kind::kShort || 2 * head < c.query_heads ? 0 : c.group / 2;
+  const auto block = [&](int64_t position) { return (position + shift) / c.group; };
+  if (block(i) == block(j)) return true;
+  return c.kind == Kind::kWrap && 2 * head >= c.query_heads && block(i) == block(tokens - 1) && block(j) == 0;
 }
 
+// (Hq, N, N) over the rows of all sequences.
 at::Tensor MaskOf(const Case& c) {
-  at::Tensor mask = at::full({c.query_heads, c.tokens, c.tokens}, -INFINITY);
+  const int64_t rows = c.sequences * c.tokens;
+  at::Tensor mask = at::full({c.query_heads, rows, rows}, -INFINITY);
   auto values = mask.accessor<float, 3>();
-  for (int64_t head = 0; head < c.query_heads; ++head) {
-    for (int64_t i = 0; i < c.tokens; ++i) {
-      for (int64_t j = 0; j <= i; ++j) {
-        if (Attends(c, head, i, j)) values[head][i][j] = 0;
+  std::vector<int64_t> documents = c.documents;
+  if (documents.empty()) documents.assign(static_cast<size_t>(c.sequences), c.tokens);
+  int64_t first = 0;
+  for (const int64_t length : documents) {
+    for (int64_t head = 0; head < c.query_heads; ++head) {
+      for (int64_t i = 0; i < length; ++i) {
+        for (int64_t j = 0; j <= i; ++j) {
+          if (Attends(c, length, head, i, j)) values[head][first + i][first + j] = 0;
+        }
       }
     }
+    first += length;
   }
   return mask;
 }
 
 at::Tensor MaskedAttention(const Case& c, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
-  const auto heads_first = [&](const at::Tensor& rows) {
-    return rows.view({c.sequences, c.tokens, rows.size(1), kHeadSize}).transpose(1, 2);
-  };
   const int64_t repeats = c.query_heads / c.key_value_heads;
-  const at::Tensor keys = heads_first(k).repeat_interleave(repeats, 1);
-  const at::Tensor values = heads_first(v).repeat_interleave(repeats, 1);
-  const at::Tensor scores = at::matmul(heads_first(q), keys.transpose(2, 3)) / std::sqrt(double{kHeadSize}) + MaskOf(c);
-  return at::matmul(at::softmax(scores, -1), values)
-      .transpose(1, 2)
-      .reshape({c.sequences * c.tokens, c.query_heads, kHeadSize});
+  const at::Tensor keys = k.transpose(0, 1).repeat_interleave(repeats, 0);
+  const at::Tensor values = v.transpose(0, 1).repeat_interleave(repeats, 0);
+  const at::Tensor scores =
+      at::matmul(q.transpose(0, 1), keys.transpose(1, 2)) / std::sqrt(double{kHeadSize}) + MaskOf(c);
+  return at::matmul(at::softmax(scores, -1), values).transpose(0, 1);
 }
 
 struct Heads {
@@ -122,6 +150,65 @@ TEST(Attention, AgreesWithAMaskForBatches) {
   }
 }
 
+constexpr Kind kOtherKinds[] = {Kind::kWrap, Kind::kShort};
+
+TEST(Attention, WrapAndShortAgreeWithAMaskForHeadsOfEveryKind) {
+  for (const auto& [query_heads, key_value_heads] : std::vector<std::pair<int64_t, int64_t>>{
+           {4, 4}, {4, 2}, {4, 1}, {9, 3}, {6, 3}, {5, 5}, {7, 1}, {15, 5}, {1, 1}, {2, 1}}) {
+    for (const Kind kind : kOtherKinds) {
+      for (const int64_t group : {1, 5, 8}) ExpectAgreesWithMask({1, 24, query_heads, key_value_heads, group, kind});
+    }
+  }
+}
+
+TEST(Attention, WrapAndShortAgreeWithAMaskForEveryLengthAndGroup) {
+  for (const int64_t tokens : {1, 2, 3, 7, 8, 9, 12, 16, 33}) {
+    for (const int64_t group : {1, 2, 3, 4, 5, 8, 15, 16, 33, 100}) {
+      for (const Kind kind : kOtherKinds) ExpectAgreesWithMask({1, tokens, 6, 3, group, kind});
+    }
+  }
+}
+
+TEST(Attention, WrapAndShortAgreeWithAMaskForBatches) {
+  for (const int64_t sequences : {2, 3}) {
+    for (const int64_t tokens : {1, 8, 13, 24}) {
+      for (const int64_t group : {1, 4, 6, 7, 8, 24, 50}) {
+        for (const Kind kind : kOtherKinds) ExpectAgreesWithMask({sequences, tokens, 4, 2, group, kind});
+      }
+    }
+  }
+}
+
+TEST(Attention, AgreesWithAMaskWithinPackedDocuments) {
+  const std::vector<std::vector<int64_t>> packings = {
+      {24, 24}, {1, 47}, {47, 1}, {5, 19, 13, 11}, {8, 8, 8, 16, 8}, {1, 1, 1, 1, 20, 24}, {3, 3, 18, 7, 7, 7, 3}};
+  for (const auto& documents : packings) {
+    for (const int64_t group : {0, 1, 4, 5, 8, 16, 50}) {
+      for (const Kind kind : {Kind::kSplit, Kind::kWrap, Kind::kShort}) {
+        ExpectAgreesWithMask({2, 24, 6, 3, group, kind, documents});
+      }
+    }
+  }
+}
+
+TEST(Attention, WrappedGroupsAreThePapersWithoutTheLeak) {
+  // 4 groups of 16: the last 8 tokens of the moved half see the first 8; nothing else changes.
+  const AttentionPlan plan = PlanShiftedSparseAttention({1, 64, 8, 4}, 16, BlockEdge::kWrap);
+  ASSERT_EQ(plan.size(), 4u);
+  EXPECT_EQ(plan[3].first_row, 56);
+  EXPECT_EQ(plan[3].length, 8);
+  EXPECT_EQ(plan[3].prefix_first_row, 0);
+  EXPECT_EQ(plan[3].prefix_length, 8);
+  for (size_t call = 0; call < 3; ++call) EXPECT_EQ(plan[call].prefix_length, 0);
+}
+
+TEST(Attention, RunsOfEqualDocumentsShareTheirCalls) {
+  AttentionShape shape{2, 64, 8, 4};
+  shape.documents = {{0, 4, 16}, {64, 2, 32}};
+  EXPECT_EQ(PlanFullAttention(shape).size(), 2u);
+  EXPECT_EQ(PlanShiftedSparseAttention(shape, 16).size(), 2u + 2u + 3u);
+}
+
 TEST(Attention, EveryTokenOfEveryQueryHeadIsInExactlyOneCall) {
   for (const int64_t tokens : {1, 5, 16, 17, 40}) {
     for (const int64_t group : {1, 2, 7, 16, 64}) {
@@ -174,6 +261,9 @@ TEST(Attention, RefusesShapesThatMeanNothing) {
   EXPECT_THROW(PlanFullAttention({1, 8, 4, 3}), c10::Error);
   EXPECT_THROW(PlanShiftedSparseAttention({1, 8, 4, 2}, 0), c10::Error);
   EXPECT_THROW(PlanFullAttention({1, 0, 4, 2}), c10::Error);
+  EXPECT_THROW(PlanShortAttention({1, 8, 4, 2}, 0), c10::Error);
+  EXPECT_THROW(PlanFullAttention({1, 8, 4, 2, {{0, 1, 7}}}), c10::Error);
+  EXPECT_THROW(PlanFullAttention({1, 8, 4, 2, {{1, 1, 7}}}), c10::Error);
 }
 
 }  // namespace

@@ -9,7 +9,17 @@
 //   heads 2h < Hq   [  call 1: T/G blocks of G           ][ 2 ]     2: the ragged rest
 //   other heads     [ 3  ][  call 4: blocks of G     ][   5   ]     3: G - floor(G/2) tokens; 5: what is left
 //
-// The positions (RoPE) are absolute and already applied; blocks never change a position.
+// With BlockEdge::kWrap block 5 also sees block 3, as in the paper's picture of the group "7169...8192, 1...1024", but
+// by absolute position: block 3 never sees block 5. To be exact, with block(i) = floor((i + floor(G/2)) / G) for the
+// moved half: where block(T - 1) > 0, the tokens of block(T - 1) also attend to every token of block 0. Where G >= 2
+// divides T, these are the last floor(G/2) and the first G - floor(G/2) tokens: the group that the roll makes, without
+// the leak. Where it does not, the last block has its 1 to G tokens and sees block 0 all the same. Both parts run as
+// dense calls and are joined by their logsumexp; the backward pass runs each against the joined output, as ring
+// attention does.
+//
+// A sequence may be packed from documents: then all of this holds for each document as if it stood alone.
+//
+// The positions (RoPE) are already applied; blocks never change a position.
 //
 // With grouped-query attention Hq/Hkv query heads share a key/value head. Where the boundary between the halves falls
 // inside such a group (Hkv odd), that half's part of the group is a call of its own, and the shared head's dK and dV
@@ -37,21 +47,38 @@ struct AttentionCall {
   int64_t blocks = 0;
   int64_t stride_rows = 0;
   int64_t length = 0;
+  // Above 0: each block also sees this many rows before it, from `prefix_first_row` on (the next block's are
+  // `stride_rows` after). An earlier call has written their dK and dV.
+  int64_t prefix_length = 0;
+  int64_t prefix_first_row = 0;
+};
+
+// `documents` documents of `tokens` tokens each, one after the other from row `first_row` on.
+struct DocumentRun {
+  int64_t first_row = 0;
+  int64_t documents = 0;
+  int64_t tokens = 0;
 };
 
 struct AttentionShape {
   int64_t sequences = 0;
   int64_t tokens = 0;  // of each sequence
   int64_t query_heads = 0;
-  int64_t key_value_heads = 0;  // divides query_heads
+  int64_t key_value_heads = 0;           // divides query_heads
+  std::vector<DocumentRun> documents{};  // cover all rows in order; empty: each sequence is one document
 };
 
 using AttentionPlan = std::vector<AttentionCall>;
 
+enum class BlockEdge { kSplit, kWrap };
+
 // Every token attends to all tokens up to itself.
 AttentionPlan PlanFullAttention(const AttentionShape& shape);
+// Every head attends within unmoved blocks of `group` >= 1 tokens: the paper's comparison "short".
+AttentionPlan PlanShortAttention(const AttentionShape& shape, int64_t group);
 // S2-Attn with groups of `group` >= 1 tokens. Any number of tokens >= 1, any heads.
-AttentionPlan PlanShiftedSparseAttention(const AttentionShape& shape, int64_t group);
+AttentionPlan PlanShiftedSparseAttention(const AttentionShape& shape, int64_t group,
+                                         BlockEdge edge = BlockEdge::kSplit);
 
 // q (N, Hq, D), k and v (N, Hkv, D): views whose last stride is 1, rows of the sequences one after the other. Writes
 // out (N, Hq, D) and returns the logsumexp of each call, which the backward pass needs.
@@ -64,8 +91,9 @@ struct AttentionInputs {
 struct AttentionGradients {
   at::Tensor q, k, v;  // shaped as the inputs; overwritten
 };
-// Takes out_gradient (N, Hq, D) over: its rows at the start of blocks are zero afterwards. Such a row attends to itself
-// alone, so it moves no q and no k; the kernel would leave rounding noise where the gradient is exactly zero.
+// Takes out_gradient (N, Hq, D) over: its rows at the start of blocks without a prefix are zero afterwards. Such a row
+// attends to itself alone, so it moves no q and no k; the kernel would leave rounding noise where the gradient is
+// exactly zero.
 void AttentionBackward(const AttentionPlan& plan, const AttentionInputs& inputs,
                        const std::vector<at::Tensor>& logsumexp, const at::Tensor& out_gradient,
                        const AttentionGradients& gradients);
