@@ -259,6 +259,10 @@ std::vector<Mistake> Validate(const JobSpec& spec, Purpose purpose) {
   if (spec.attention.group_size && spec.attention.group_ratio) {
     mistakes.push_back({"attention.group_ratio", 0, "excludes attention.group_size; keep one of the two"});
   }
+  if (spec.attention.edge == AttentionEdge::kWrap && spec.attention.kind != AttentionKind::kS2) {
+    mistakes.push_back({"attention.edge", 0,
+                        fmt::format("is wrap, which belongs to kind s2; kind is {}", NameOf(spec.attention.kind))});
+  }
   if (spec.method.kind == MethodKind::kFull && !spec.method.adapter.empty()) {
     mistakes.push_back(
         {"method.adapter", 0, "cannot start method full, which has no adapter; choose longlora or lora"});
@@ -284,8 +288,6 @@ std::vector<Mistake> NotYetSupported(const JobSpec& spec) {
   };
   if (spec.kind == JobKind::kEvaluate) refuse("kind", "evaluate", "extend");
   refuse_key("data.bucketing", spec.data.bucketing);
-  if (spec.attention.kind == AttentionKind::kShort) refuse("attention.kind", "short", "s2");
-  if (spec.attention.edge == AttentionEdge::kWrap) refuse("attention.edge", "wrap", "split");
   refuse_key("method.rslora", spec.method.rslora.value_or(false));
   refuse_key("method.rank_pattern", !spec.method.rank_pattern.empty());
   refuse_key("method.alpha_pattern", !spec.method.alpha_pattern.empty());

@@ -36,6 +36,52 @@ def test_blocks_of_the_shifted_half_start_and_end_short():
     assert reach == [[1, 2, 3, 4, 1, 2, 3, 4], [1, 2, 1, 2, 3, 4, 1, 2]]
 
 
+@pytest.mark.parametrize("heads", [1, 2, 9])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 20])
+@pytest.mark.parametrize("tokens", [1, 2, 12, 13])
+def test_the_wrapped_mask_is_the_definition_pair_by_pair(heads, size, tokens):
+    seen = attention.visible(attention.AttentionRule("s2", size, "wrap"), heads, tokens)
+    split = attention.visible(attention.AttentionRule("s2", size), heads, tokens)
+    for head in range(heads):
+        first_block = [] if 2 * head < heads else [t for t in range(tokens) if t + size // 2 < size]
+        last_number = (tokens - 1 + size // 2) // size
+        last_block = [t for t in range(tokens) if (t + size // 2) // size == last_number]
+        for i in range(tokens):
+            for j in range(tokens):
+                wrapped = i in last_block and j in first_block and j <= i
+                assert bool(seen[head, i, j]) == (bool(split[head, i, j]) or wrapped)
+
+
+@pytest.mark.parametrize("size, tokens", [(4, 8), (4, 16), (5, 15), (3, 12), (2, 4)])
+def test_where_the_group_divides_the_wrapped_block_is_the_rolled_group(size, tokens):
+    """The original rolls its second half by -(G // 2) and cuts groups of G: its last group, with only its causal pairs."""
+    rolled = torch.arange(tokens).roll(-size // 2)  # as in Python: -5 // 2 is -3
+    [last] = rolled.view(-1, size)[-1:]
+    seen = attention.visible(attention.AttentionRule("s2", size, "wrap"), 2, tokens)[1]
+    for i in last.tolist():
+        reads = [j for j in last.tolist() if j <= i]
+        assert sorted(reads) == seen[i].nonzero().flatten().tolist()
+
+
+def test_short_blocks_are_the_unshifted_half_for_every_head():
+    short = attention.visible(attention.AttentionRule("short", 5), 4, 13)
+    s2 = attention.visible(attention.AttentionRule("s2", 5), 4, 13)
+    assert all(torch.equal(head, s2[0]) for head in short)
+
+
+def test_documents_are_counted_from_their_own_start_and_do_not_meet():
+    rule = attention.AttentionRule("s2", 4, "wrap")
+    ids = torch.tensor([[7, 7, 7, 7, 7, 3, 7, 7], [0] * 8])
+    seen = attention.visible_in_documents(rule, 2, ids)
+    assert attention.documents_of(ids[0]) == [(0, 5), (5, 6), (6, 8)]
+    assert torch.equal(seen[0, :, :5, :5], attention.visible(rule, 2, 5))
+    assert torch.equal(seen[1], attention.visible(rule, 2, 8))
+    assert not seen[0, :, 5:, :5].any() and not seen[0, :, 6:, 5].any()
+    assert attention.positions_in_documents(ids).tolist() == [[0, 1, 2, 3, 4, 0, 0, 1], list(range(8))]
+    labels = torch.arange(16).view(2, 8)
+    assert attention.labels_in_documents(labels, ids).tolist() == [[0, 1, 2, 3, 4, -100, -100, 7], list(range(8, 16))]
+
+
 def test_group_size_comes_from_the_job_alone():
     assert attention.resolve_group_size(1024) == 256
     assert attention.resolve_group_size(30) == 7

@@ -177,6 +177,13 @@ TEST(JobFile, FewerSequencesThanRanksAreRefused) {
               ElementsAre(HasSubstr("training.global_batch: is 2; must be at least resources.slots, 4")));
 }
 
+TEST(JobFile, OnlyShiftedGroupsHaveAnEdgeToWrap) {
+  EXPECT_THAT(MistakesWith("/attention", json({{"edge", "wrap"}})), IsEmpty());
+  EXPECT_THAT(MistakesWith("/attention", json({{"kind", "short"}})), IsEmpty());
+  EXPECT_THAT(MistakesWith("/attention", json({{"kind", "full"}, {"edge", "wrap"}})),
+              ElementsAre("attention.edge: is wrap, which belongs to kind s2; kind is full"));
+}
+
 TEST(JobFile, MethodFullHasNoAdapterToStartFrom) {
   EXPECT_THAT(MistakesWith("/method", json({{"kind", "full"}, {"adapter", "/a"}})),
               ElementsAre("method.adapter: cannot start method full, which has no adapter; choose longlora or lora"));
@@ -207,7 +214,6 @@ TEST(JobFile, KeysOfLaterWorkAreRefusedOneByOne) {
     return parsed.spec ? Texts(NotYetSupported(*parsed.spec)) : Texts(parsed.mistakes);
   };
   EXPECT_THAT(refused("/kind", "evaluate"), ElementsAre("kind: evaluate is not built yet; use extend"));
-  EXPECT_THAT(refused("/attention/edge", "wrap"), ElementsAre("attention.edge: wrap is not built yet; use split"));
   EXPECT_THAT(refused("/method/rank_pattern", {{"q_proj", 4}}),
               ElementsAre("method.rank_pattern: is not built yet; leave it out"));
   EXPECT_THAT(refused("/evaluation/passkey", {{"lengths", {256}}}),

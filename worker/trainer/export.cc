@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "proto/jobfile/enum_names.h"
 #include "proto/jobfile/job_file.h"
 #include "worker/storage/storage.h"
 #include "worker/trainer/checkpoint/adapter_config.h"
@@ -191,9 +192,12 @@ void WriteRunCard(const jobfile::JobSpec& spec, CausalLm& model, const RunCardFa
     card["method"]["targets"] = adapter["target_modules"];
     card["method"]["modules_to_save"] = adapter["modules_to_save"];
   }
-  card["attention"] = {{"kind", spec.attention.kind == jobfile::AttentionKind::kS2 ? "s2" : "full"}};
-  if (spec.attention.kind == jobfile::AttentionKind::kS2) {
+  card["attention"] = {{"kind", std::string(jobfile::NameOf(spec.attention.kind))}};
+  if (spec.attention.kind != jobfile::AttentionKind::kFull) {
     card["attention"]["group_size"] = jobfile::ResolvedGroupSize(spec);
+  }
+  if (spec.attention.kind == jobfile::AttentionKind::kS2) {
+    card["attention"]["edge"] = std::string(jobfile::NameOf(spec.attention.edge));
   }
   card["context"] = {{"original", config.original_max_position_embeddings}, {"extended", spec.context_length}};
   card["rope"] = {{"kind", "linear"},

@@ -41,8 +41,8 @@ std::vector<at::Tensor> Gradients(CausalLm& model) {
 double FlopsPerSequence(const jobfile::JobSpec& spec, const ModelConfig& config) {
   const planner::ModelShape shape{config.hidden_size, config.intermediate_size, config.num_hidden_layers,
                                   config.vocab_size};
-  const bool s2 = spec.attention.kind == jobfile::AttentionKind::kS2;
-  const int64_t attended = s2 ? jobfile::ResolvedGroupSize(spec) : spec.context_length;
+  const bool full = spec.attention.kind == jobfile::AttentionKind::kFull;
+  const int64_t attended = full ? spec.context_length : jobfile::ResolvedGroupSize(spec);
   return planner::TrainingFlopsOfSequence(planner::ForwardFlopsOfSequence(shape, spec.context_length, attended),
                                           spec.method.kind == jobfile::MethodKind::kFull);
 }

@@ -116,7 +116,7 @@ def rule_of(spec):
     size = attention.resolve_group_size(
         spec["context_length"], options.get("group_size"), options.get("group_ratio")
     )
-    return attention.AttentionRule(kind, size)
+    return attention.AttentionRule(kind, size, options.get("edge", "split"))
 
 
 def loss_sum(logits, labels):
@@ -129,12 +129,16 @@ def loss_sum(logits, labels):
     return torch.nn.functional.cross_entropy(flat, shifted, ignore_index=-100, reduction="sum"), scored
 
 
-def run(model, spec, input_ids, labels=None):
-    """One forward and backward pass under the job's training attention."""
+def run(model, spec, input_ids, labels=None, document_ids=None):
+    """One forward and backward pass under the job's training attention; rows may be packed from documents."""
     labels = input_ids if labels is None else labels
+    positions = {}
+    if document_ids is not None:
+        labels = attention.labels_in_documents(labels, document_ids)
+        positions["position_ids"] = attention.positions_in_documents(document_ids)
     model.zero_grad(set_to_none=True)
-    with attention.attending(rule_of(spec)):
-        logits = model(input_ids=input_ids, use_cache=False).logits
+    with attention.attending(rule_of(spec), document_ids):
+        logits = model(input_ids=input_ids, use_cache=False, **positions).logits
         total, scored = loss_sum(logits, labels)
         loss = total / max(scored, 1)
         loss.backward()
@@ -154,8 +158,8 @@ def _join_tied(model, gradients):
     return gradients
 
 
-def reference(folder, spec, input_ids, labels=None, dtype=torch.float32):
-    return run(load_for_training(folder, spec, dtype), spec, input_ids, labels)
+def reference(folder, spec, input_ids, labels=None, dtype=torch.float32, document_ids=None):
+    return run(load_for_training(folder, spec, dtype), spec, input_ids, labels, document_ids)
 
 
 def read_adapter_config(folder):

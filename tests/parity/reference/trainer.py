@@ -76,11 +76,13 @@ def write_spec(spec, path):
     return path
 
 
-def probe(spec, input_ids, labels, folder):
+def probe(spec, input_ids, labels, folder, document_ids=None):
     """{"loss", "logits", "grad.…"} of one probe; asserts that it succeeds."""
     tensors = {"input_ids": input_ids.contiguous()}
     if labels is not None:
         tensors["labels"] = labels.contiguous()
+    if document_ids is not None:
+        tensors["document_ids"] = document_ids.contiguous()
     save_file(tensors, folder / "in.safetensors")
     done = command(
         "probe", write_spec(spec, folder / "spec.json"),

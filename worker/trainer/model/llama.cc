@@ -8,6 +8,7 @@
 #include "worker/trainer/model/model_weights.h"
 #include "worker/trainer/model/rotary_positions.h"
 #include "worker/trainer/model/token_loss.h"
+#include "worker/trainer/model/training_attention.h"
 
 namespace longspan::trainer {
 namespace {
@@ -178,9 +179,7 @@ class LlamaCausalLm : public CausalLm {
   // Without dropout.
   LayerPass TrainingPass(const at::Tensor& input_ids) {
     LayerPass pass = NewPass();
-    pass.attention = options_.spec.attention.kind == jobfile::AttentionKind::kFull
-                         ? PlanFullAttention(ShapeOf(input_ids))
-                         : PlanShiftedSparseAttention(ShapeOf(input_ids), jobfile::ResolvedGroupSize(options_.spec));
+    pass.attention = PlanTrainingAttention(options_.spec, ShapeOf(input_ids));
     pass.rotation = extended_positions_.For(input_ids.size(1));
     return pass;
   }

@@ -1,0 +1,21 @@
+#include "worker/trainer/model/training_attention.h"
+
+#include "proto/jobfile/job_file.h"
+
+namespace longspan::trainer {
+
+AttentionPlan PlanTrainingAttention(const jobfile::JobSpec& spec, const AttentionShape& shape) {
+  switch (spec.attention.kind) {
+    case jobfile::AttentionKind::kFull:
+      return PlanFullAttention(shape);
+    case jobfile::AttentionKind::kShort:
+      return PlanShortAttention(shape, jobfile::ResolvedGroupSize(spec));
+    case jobfile::AttentionKind::kS2:
+      break;
+  }
+  const bool wraps = spec.attention.edge == jobfile::AttentionEdge::kWrap;
+  return PlanShiftedSparseAttention(shape, jobfile::ResolvedGroupSize(spec),
+                                    wraps ? BlockEdge::kWrap : BlockEdge::kSplit);
+}
+
+}  // namespace longspan::trainer

@@ -1,0 +1,12 @@
+// Which tokens attend to which while a job trains: the job's `attention` section as a plan. Evaluation and generation
+// use PlanFullAttention whatever the job says.
+#pragma once
+
+#include "proto/jobfile/job_spec.h"
+#include "worker/trainer/attention/attention.h"
+
+namespace longspan::trainer {
+
+AttentionPlan PlanTrainingAttention(const jobfile::JobSpec& spec, const AttentionShape& shape);
+
+}  // namespace longspan::trainer
