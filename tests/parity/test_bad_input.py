@@ -114,12 +114,16 @@ def test_absent_job_file(tmp_path, trainer_binary):
         {"input_ids": torch.full((1, 4), 131)},
         {"input_ids": torch.full((1, 4), -1)},
         {"input_ids": torch.zeros(1, 4, dtype=torch.int64), "labels": torch.zeros(1, 5, dtype=torch.int64)},
+        {"input_ids": torch.zeros(1, 4, dtype=torch.int64), "document_ids": torch.zeros(1, 5, dtype=torch.int64)},
+        {"input_ids": torch.zeros(1, 4, dtype=torch.int64), "document_ids": torch.zeros(4, dtype=torch.int64)},
+        {"input_ids": torch.zeros(1, 4, dtype=torch.int64), "document_ids": torch.zeros(1, 4, dtype=torch.int32)},
         {"input_ids": torch.zeros(1, 4, dtype=torch.int64), "labels": torch.full((1, 4), 131)},
         {"input_ids": torch.zeros(1, 4, dtype=torch.int64), "labels": torch.full((1, 4), -7)},
     ],
     ids=[
         "nothing", "no_input_ids", "floats", "one_dimension", "no_tokens", "longer_than_context", "id_beyond_vocabulary",
-        "negative_id", "labels_of_other_shape", "label_beyond_vocabulary", "negative_label",
+        "negative_id", "labels_of_other_shape", "documents_of_other_shape", "documents_without_rows", "documents_of_other_type",
+        "label_beyond_vocabulary", "negative_label",
     ],
 )  # fmt: skip
 def test_tokens_that_cannot_be(tensors, folder, tmp_path, trainer_binary):

@@ -37,14 +37,21 @@ at::Tensor ReadIds(const SafetensorsFile& file, const std::string& name) {
   return ids;
 }
 
+void CheckShape(const std::string& path, const char* name, const at::Tensor& ids, const at::Tensor& input_ids) {
+  if (ids.sizes() == input_ids.sizes()) return;
+  throw UserError(
+      fmt::format("cannot read {}: {} is ({}, {}), but input_ids is ({}, {}); they must have the same shape", path,
+                  name, ids.size(0), ids.size(1), input_ids.size(0), input_ids.size(1)));
+}
+
 Batch ReadBatch(const std::string& path, int64_t context_length) {
   const SafetensorsFile file = SafetensorsFile::Open(path);
   Batch batch;
   batch.input_ids = ReadIds(file, "input_ids");
   batch.labels = file.Has("labels") ? ReadIds(file, "labels") : batch.input_ids;
-  if (batch.labels.sizes() != batch.input_ids.sizes()) {
-    throw UserError("cannot read " + path + ": labels and input_ids have different shapes");
-  }
+  if (file.Has("document_ids")) batch.document_ids = ReadIds(file, "document_ids");
+  CheckShape(path, "labels", batch.labels, batch.input_ids);
+  if (batch.document_ids.defined()) CheckShape(path, "document_ids", batch.document_ids, batch.input_ids);
   if (batch.input_ids.size(1) > context_length) {
     throw UserError(fmt::format("cannot use {}: {} tokens are more than context_length {}", path,
                                 batch.input_ids.size(1), context_length));
@@ -62,7 +69,7 @@ void RunProbe(const ProbeOptions& options) {
   const std::unique_ptr<CausalLm> model = CausalLm::Load(model_options);
 
   std::vector<NamedTensor> out;
-  out.emplace_back("logits", model->TrainingLogits(batch.input_ids));
+  out.emplace_back("logits", model->TrainingLogits(batch.input_ids, batch.document_ids));
   model->ZeroGradients();
   const LossSum sum = model->ForwardBackward(batch);
   const double per_token = sum.tokens > 0 ? 1.0 / static_cast<double>(sum.tokens) : 0.0;

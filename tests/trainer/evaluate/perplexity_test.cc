@@ -26,7 +26,7 @@ class FakeModel : public CausalLm {
   int64_t parameter_count() const override { return 0; }
   void ZeroGradients() override {}
   LossSum ForwardBackward(const Batch&, const GradientReady&) override { return {}; }
-  at::Tensor TrainingLogits(const at::Tensor&) override { return {}; }
+  at::Tensor TrainingLogits(const at::Tensor&, const at::Tensor&) override { return {}; }
   LossSum Evaluate(const at::Tensor& ids, const at::Tensor& labels, const EvaluationOptions& options) override {
     ++calls;
     EXPECT_TRUE(ids.equal(labels));

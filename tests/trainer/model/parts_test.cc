@@ -57,6 +57,27 @@ TEST(Rotation, TurningBackUndoesIt) {
   EXPECT_LT(RelativeError(turned, rows), 1e-6);
 }
 
+TEST(Rotation, RowsTurnByThePositionsGiven) {
+  const at::Tensor angles = Draw({5, 3}, "angles"), rows = Draw({6, 4, 6}, "rows");
+  const at::Tensor packed = rows.clone(), first = rows.narrow(0, 0, 4).clone(), second = rows.narrow(0, 4, 2).clone();
+  Rotation rotation{at::cos(angles), at::sin(angles), 5};
+  ApplyRotation(first, rotation, false);
+  ApplyRotation(second, rotation, false);
+  rotation.positions = at::tensor({0, 1, 2, 3, 0, 1}, at::kLong);
+  ApplyRotation(packed, rotation, false);
+  EXPECT_TRUE(at::equal(packed, at::cat({first, second})));
+  rotation.positions = at::tensor({0, 1}, at::kLong);
+  EXPECT_THROW(ApplyRotation(packed, rotation, false), c10::Error);
+}
+
+TEST(TokenLoss, TheFirstTokenOfADocumentIsNoTarget) {
+  const at::Tensor labels = at::arange(10, at::kLong).view({2, 5});
+  const at::Tensor documents = at::tensor({4, 4, 9, 9, 4, 1, 1, 1, 1, 1}, at::kLong).view({2, 5});
+  EXPECT_TRUE(
+      at::equal(ShiftedTargets(labels, documents), at::tensor({1, -100, 3, -100, -100, 6, 7, 8, 9, -100}, at::kLong)));
+  EXPECT_TRUE(at::equal(ShiftedTargets(labels, {}), at::tensor({1, 2, 3, 4, -100, 6, 7, 8, 9, -100}, at::kLong)));
+}
+
 TEST(TokenLoss, LossAndGradientsAgreeWithAutogradForEveryTileAndMask) {
   const at::Tensor hidden = Draw({30, 8}, "hidden"), head = Draw({17, 8}, "head") * 3;
   at::Tensor labels = testing::RandomIds(2, 15, 17);
@@ -64,7 +85,7 @@ TEST(TokenLoss, LossAndGradientsAgreeWithAutogradForEveryTileAndMask) {
     if (ignored_every != 0) {
       for (int64_t t = 0; t < 15; t += ignored_every) labels[1][t] = kIgnoredLabel;
     }
-    const at::Tensor targets = ShiftedTargets(labels);
+    const at::Tensor targets = ShiftedTargets(labels, {});
     const at::Tensor hl = Leaf(hidden), wl = Leaf(head);
     const at::Tensor rows = at::nonzero(targets.ne(kIgnoredLabel)).view({-1});
     const at::Tensor scores = at::log_softmax(at::mm(hl, wl.t()), 1).index_select(0, rows);
@@ -84,7 +105,7 @@ TEST(TokenLoss, LossAndGradientsAgreeWithAutogradForEveryTileAndMask) {
 TEST(TokenLoss, AVeryUnlikelyTokenHasAFiniteLoss) {
   const at::Tensor hidden = at::ones({2, 1}), head = at::zeros({3, 1});
   head[1] = 400;
-  const at::Tensor targets = ShiftedTargets(at::zeros({1, 2}, at::kLong));
+  const at::Tensor targets = ShiftedTargets(at::zeros({1, 2}, at::kLong), {});
   EXPECT_NEAR(TiledTokenLoss(hidden, head, targets, 0, {}).loss, 400, 1e-3);
 }
 

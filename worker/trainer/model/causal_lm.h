@@ -35,7 +35,10 @@ struct Trainable {
 struct Batch {
   at::Tensor input_ids;  // (B, T) int64
   at::Tensor labels;     // (B, T) int64; shifted inside: position t is scored on labels[t + 1]; -100 is never scored
-  int64_t step = 0;      // for the dropout mask
+  // (B, T) int64: a new document starts where the value changes, and at each row. Attention does not cross a border,
+  // groups and positions are counted in each document, and its first token is never scored. Undefined: a row is one.
+  at::Tensor document_ids;
+  int64_t step = 0;                  // for the dropout mask
   int64_t first_sequence_index = 0;  // of row 0 in the global batch of this step, for the dropout mask
 };
 
@@ -72,8 +75,9 @@ class CausalLm {
   virtual void ZeroGradients() = 0;
   // Training attention (S2 or full, as the spec says), extended positions. Adds to every gradient.
   virtual LossSum ForwardBackward(const Batch& batch, const GradientReady& ready = {}) = 0;
-  // (B, T, V) fp32 logits with the training attention; for the probe.
-  virtual at::Tensor TrainingLogits(const at::Tensor& input_ids) = 0;
+  // (B, T, V) fp32 logits with the training attention; for the probe. document_ids as in Batch, or undefined.
+  virtual at::Tensor TrainingLogits(const at::Tensor& input_ids, const at::Tensor& document_ids) = 0;
+  at::Tensor TrainingLogits(const at::Tensor& input_ids) { return TrainingLogits(input_ids, {}); }
 
   // Full attention, no gradients, logits in tiles. `adapted` false: the base weights as loaded, LoRA and trained
   // embeddings and norms not applied (for the base and rescaled rows of the evaluation table).

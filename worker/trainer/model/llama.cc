@@ -6,6 +6,7 @@
 #include "worker/trainer/model/causal_lm.h"
 #include "worker/trainer/model/decoder_layer.h"
 #include "worker/trainer/model/model_weights.h"
+#include "worker/trainer/model/packed_documents.h"
 #include "worker/trainer/model/rotary_positions.h"
 #include "worker/trainer/model/token_loss.h"
 #include "worker/trainer/model/training_attention.h"
@@ -71,7 +72,8 @@ class LlamaCausalLm : public CausalLm {
 
   LossSum ForwardBackward(const Batch& batch, const GradientReady& ready) override {
     CheckBatch(batch.input_ids, batch.labels);
-    const at::Tensor targets = ShiftedTargets(batch.labels);
+    CheckDocuments(batch.input_ids, batch.document_ids);
+    const at::Tensor targets = ShiftedTargets(batch.labels, batch.document_ids);
     const bool anything_scored = targets.ne(kIgnoredLabel).any().item<bool>();
     LossSum sum;
     if (anything_scored) sum = Run(batch, targets, ready);
@@ -81,10 +83,11 @@ class LlamaCausalLm : public CausalLm {
     return sum;
   }
 
-  at::Tensor TrainingLogits(const at::Tensor& input_ids) override {
+  at::Tensor TrainingLogits(const at::Tensor& input_ids, const at::Tensor& document_ids) override {
     CheckIds(input_ids, config_.vocab_size, 0, "input_ids");
+    CheckDocuments(input_ids, document_ids);
     Refresh();
-    LayerPass pass = TrainingPass(input_ids);
+    LayerPass pass = TrainingPass(input_ids, document_ids);
     const at::Tensor hidden = FinalNorm(weights_, Hidden(weights_, pass, input_ids, nullptr), nullptr);
     return at::mm(hidden, weights_.head.value.t())
         .to(at::kFloat)
@@ -100,7 +103,7 @@ class LlamaCausalLm : public CausalLm {
     pass.rotation =
         (options.rope == RopeScaling::kOriginal ? original_positions_ : extended_positions_).For(input_ids.size(1));
     const at::Tensor hidden = FinalNorm(weights, Hidden(weights, pass, input_ids, nullptr), nullptr);
-    return TiledTokenLoss(hidden, weights.head.value, ShiftedTargets(labels), options_.memory.loss_tile_tokens, {});
+    return TiledTokenLoss(hidden, weights.head.value, ShiftedTargets(labels, {}), options_.memory.loss_tile_tokens, {});
   }
 
   at::Tensor Continue(const std::vector<Continuation>& sequences, const EvaluationOptions& options) override {
@@ -164,6 +167,11 @@ class LlamaCausalLm : public CausalLm {
     CheckIds(labels, config_.vocab_size, kIgnoredLabel, "labels");
   }
 
+  static void CheckDocuments(const at::Tensor& input_ids, const at::Tensor& document_ids) {
+    TORCH_CHECK(!document_ids.defined() || document_ids.sizes() == input_ids.sizes(), "document_ids ",
+                document_ids.sizes(), " for input_ids ", input_ids.sizes());
+  }
+
   AttentionShape ShapeOf(const at::Tensor& input_ids) const {
     return {input_ids.size(0), input_ids.size(1), config_.num_attention_heads, config_.num_key_value_heads};
   }
@@ -177,10 +185,16 @@ class LlamaCausalLm : public CausalLm {
   }
 
   // Without dropout.
-  LayerPass TrainingPass(const at::Tensor& input_ids) {
+  LayerPass TrainingPass(const at::Tensor& input_ids, const at::Tensor& document_ids) {
     LayerPass pass = NewPass();
-    pass.attention = PlanTrainingAttention(options_.spec, ShapeOf(input_ids));
-    pass.rotation = extended_positions_.For(input_ids.size(1));
+    AttentionShape shape = ShapeOf(input_ids);
+    PackedDocuments documents;
+    documents.tokens_max = input_ids.size(1);
+    if (document_ids.defined()) documents = FindDocuments(document_ids);
+    shape.documents = std::move(documents.runs);
+    pass.attention = PlanTrainingAttention(options_.spec, shape);
+    pass.rotation = extended_positions_.For(documents.tokens_max);
+    pass.rotation.positions = documents.positions;
     return pass;
   }
 
@@ -215,7 +229,7 @@ class LlamaCausalLm : public CausalLm {
   LossSum Run(const Batch& batch, const at::Tensor& targets, const GradientReady& ready) {
     base_weights_.reset();  // its memory is needed here
     Refresh();
-    LayerPass pass = TrainingPass(batch.input_ids);
+    LayerPass pass = TrainingPass(batch.input_ids, batch.document_ids);
     pass.dropout = {options_.dropout ? plan_.dropout : 0.0, options_.spec.training.seed, batch.step,
                     batch.first_sequence_index, batch.input_ids.size(1)};
     std::vector<SavedLayer> saved(weights_.layers.size());

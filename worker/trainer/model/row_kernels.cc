@@ -170,12 +170,18 @@ void ApplyRotation(const at::Tensor& rows, const Rotation& rotation, bool invers
               "rotation table too small");
   const auto cosine = RowsOf<float>(rotation.cosine);
   const auto sine = RowsOf<float>(rotation.sine);
+  const int64_t* positions = nullptr;
+  if (rotation.positions.defined()) {
+    TORCH_CHECK(rotation.positions.numel() == rows.size(0), "positions of ", rotation.positions.numel(), " rows for ",
+                rows.size(0));
+    positions = rotation.positions.data_ptr<int64_t>();
+  }
   ForDtype(rows.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
     const auto to = RowsOf<T>(rows);
     ForRowRanges(rows.size(0), kRowsPerTask, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
-        const int64_t position = row % rotation.tokens;
+        const int64_t position = positions != nullptr ? positions[row] : row % rotation.tokens;
         for (int64_t head = 0; head < heads; ++head) {
           T* start = to[row] + head * rows.stride(1);
           RotateHead(start, start + half, cosine[position], sine[position], inverse ? -1.0f : 1.0f, half);

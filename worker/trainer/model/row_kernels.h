@@ -21,10 +21,12 @@ void RmsNormBackward(const at::Tensor& x, const at::Tensor& weight, const at::Te
                      const at::Tensor& out_gradient, const at::Tensor& x_gradient, const at::Tensor& weight_gradient);
 
 // Turns rows (N, H, D) in place: the pair (i, i + D/2) of a row at position p by the angle of (p, i). cosine, sine (T,
-// D/2) fp32; row n has position n mod T of its sequence. `inverse` turns back, which is the backward pass.
+// D/2) fp32; row n has position n mod T of its sequence, or positions[n] < T where given. `inverse` turns back, which
+// is the backward pass.
 struct Rotation {
   at::Tensor cosine, sine;
-  int64_t tokens = 0;  // T
+  int64_t tokens = 0;      // T
+  at::Tensor positions{};  // (N) int64, contiguous; undefined: sequences of T rows
 };
 void ApplyRotation(const at::Tensor& rows, const Rotation& rotation, bool inverse);
 

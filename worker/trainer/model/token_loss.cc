@@ -44,10 +44,17 @@ double SumOfLosses(const at::Tensor& probabilities, const at::Tensor& logits, co
 
 }  // namespace
 
-at::Tensor ShiftedTargets(const at::Tensor& labels) {
+at::Tensor ShiftedTargets(const at::Tensor& labels, const at::Tensor& document_ids) {
   at::Tensor targets = at::full(labels.sizes(), kIgnoredLabel, labels.options());
   const int64_t tokens = labels.size(1);
-  if (tokens > 1) targets.narrow(1, 0, tokens - 1).copy_(labels.narrow(1, 1, tokens - 1));
+  if (tokens > 1) {
+    const at::Tensor scored = targets.narrow(1, 0, tokens - 1);
+    scored.copy_(labels.narrow(1, 1, tokens - 1));
+    if (document_ids.defined()) {
+      const at::Tensor borders = document_ids.narrow(1, 1, tokens - 1).ne(document_ids.narrow(1, 0, tokens - 1));
+      scored.masked_fill_(borders, kIgnoredLabel);
+    }
+  }
   return targets.view({-1});
 }
 

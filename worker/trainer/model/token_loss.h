@@ -13,8 +13,9 @@ namespace longspan::trainer {
 
 constexpr int64_t kIgnoredLabel = -100;
 
-// (B·T) targets: that of position t is labels[t + 1], that of the last one kIgnoredLabel.
-at::Tensor ShiftedTargets(const at::Tensor& labels);
+// (B·T) targets: that of position t is labels[t + 1], that of the last one kIgnoredLabel, and so that of the last one
+// of each document where document_ids (B, T) is defined.
+at::Tensor ShiftedTargets(const at::Tensor& labels, const at::Tensor& document_ids);
 
 // All undefined: the loss alone.
 struct LossGradients {
