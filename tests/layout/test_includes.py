@@ -16,7 +16,7 @@ OPENSSL = r"openssl/"
 CURL = r"curl/"
 FORMATS = r"(nlohmann|fmt)/"
 LOG = r"spdlog/"
-TEXT = r"(pcre2\.h|zlib\.h|zstd\.h|sentencepiece)"
+TEXT = r"(pcre2\.h|zlib\.h|zstd\.h|sentencepiece_processor\.h|utf8proc\.h)"
 CLI = r"(CLI/|yaml-cpp/)"
 CUDA = r"(cuda|cub/|nccl\.h|cudnn)"
 

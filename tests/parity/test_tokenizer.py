@@ -146,11 +146,12 @@ def test_the_example_tokenizer_on_its_own_corpus_and_random_text():
 
 
 @pytest.mark.parametrize("change, said", [
-    ({"normalizer": {"type": "NFC"}}, "normalizer NFC"),
+    ({"normalizer": {"type": "BertNormalizer"}}, "normalizer BertNormalizer"),
     ({"pre_tokenizer": {"type": "Whitespace"}}, "pre_tokenizer Whitespace"),
-    ({"pre_tokenizer": None}, "no ByteLevel"),
+    ({"decoder": {"type": "CTC"}}, "decoder CTC"),
     ({"post_processor": {"type": "BertProcessing"}}, "post_processor BertProcessing"),
     ({"model": {"type": "Unigram", "vocab": []}}, "model is Unigram"),
+    ({"model": {"type": "WordPiece", "vocab": {}}}, "model is WordPiece"),
 ])
 def test_what_is_not_supported_is_refused_by_name(change, said, tmp_path):
     document = json.loads((TINY / "tokenizer.json").read_text())

@@ -216,6 +216,8 @@ TEST_F(PrepareTest, AnUnreadableModelFolderIsRefusedByName) {
   Write("model/tokenizer.json", "{");
   EXPECT_THAT(Refusal(options), HasSubstr("it is not JSON"));
   Write("model/tokenizer.json", R"({"model": {"vocab": {}, "merges": []}})");
+  EXPECT_THAT(Refusal(options), HasSubstr("no single character"));
+  Write("model/tokenizer.json", R"({"pre_tokenizer": {"type": "ByteLevel"}, "model": {"vocab": {}, "merges": []}})");
   EXPECT_THAT(Refusal(options), HasSubstr("lacks the byte 0x00"));
 }
 

@@ -45,8 +45,12 @@ void ChunkEncoder::EncodeTextFile(const Chunk& chunk, MergeCache& cache, Encoded
     ++out.counts.empty_documents;
     return;
   }
-  if (chunk.begins_document) out.ids = tokenizer_.prefix();
-  tokenizer_.EncodeTo(chunk.bytes, cache, out.ids);
+  if (chunk.begins_document) {
+    out.ids = tokenizer_.prefix();
+    tokenizer_.EncodeTo(chunk.bytes, cache, out.ids);
+  } else {
+    tokenizer_.ContinueTo(chunk.bytes, cache, out.ids);
+  }
   out.counts.text_bytes += static_cast<int64_t>(chunk.bytes.size());
   if (chunk.ends_document) EndTextDocument(out);
 }

@@ -1,136 +1,91 @@
 #include "worker/trainer/data/pre_tokenizer.h"
 
-#define PCRE2_CODE_UNIT_WIDTH 8
 #include <fmt/format.h>
-#include <pcre2.h>
 
 #include <algorithm>
-#include <array>
-#include <optional>
 
+#include "worker/trainer/data/known_patterns.h"
+#include "worker/trainer/data/pattern.h"
+#include "worker/trainer/data/text_normalization.h"
 #include "worker/trainer/data/unicode_classes.h"
-#include "worker/trainer/errors.h"
 
 namespace longspan::trainer {
 namespace {
 
-constexpr std::string_view kGpt2Pattern =
-    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
-// Llama 3's and Qwen 2's differ only in how many digits make a piece.
-constexpr std::string_view kLlama3Pattern =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kQwen2Pattern =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+// What becomes of the text that a pattern matches and of the text between.
+enum class Behavior { kRemoved, kIsolated, kMergedWithPrevious, kMergedWithNext, kContiguous };
 
-// Which letters of a pattern are the next piece: every scanner below returns the end of the piece that starts at
-// `begin`, which is always behind `begin`. The alternatives are tried in the order of the pattern, as a backtracking
-// engine does.
+struct Span {
+  size_t begin;
+  size_t end;
+  bool match;
+};
 
-size_t SkipWhile(std::string_view text, size_t at, uint8_t classes) {
-  for (;;) {
-    const Character c = CharacterAt(text, at);
-    if (c.bytes == 0 || (c.classes & classes) == 0) return at;
-    at += c.bytes;
+// Spans cover the text in order. A match goes on with the span before it, or like spans go on with each other.
+std::vector<Span> Joined(const std::vector<Span>& spans, Behavior behavior) {
+  std::vector<Span> joined;
+  bool previous_match = false;
+  for (const Span& span : spans) {
+    const bool joins = behavior == Behavior::kContiguous ? span.match == previous_match : span.match && !previous_match;
+    if (joins && !joined.empty()) {
+      joined.back().end = span.end;
+    } else {
+      joined.push_back(span);
+    }
+    previous_match = span.match;
+  }
+  return joined;
+}
+
+std::vector<Span> JoinedWithNext(const std::vector<Span>& spans) {
+  std::vector<Span> joined;
+  bool previous_match = false;
+  for (auto span = spans.rbegin(); span != spans.rend(); ++span) {
+    if (span->match && !previous_match && !joined.empty()) {
+      joined.back().begin = span->begin;
+    } else {
+      joined.push_back(*span);
+    }
+    previous_match = span->match;
+  }
+  std::reverse(joined.begin(), joined.end());
+  return joined;
+}
+
+std::vector<Span> Apply(Behavior behavior, std::vector<Span> spans) {
+  switch (behavior) {
+    case Behavior::kRemoved:
+      std::erase_if(spans, [](const Span& span) { return span.match; });
+      return spans;
+    case Behavior::kIsolated:
+      return spans;
+    case Behavior::kMergedWithNext:
+      return JoinedWithNext(spans);
+    case Behavior::kMergedWithPrevious:
+    case Behavior::kContiguous:
+      return Joined(spans, behavior);
+  }
+  return spans;  // not reached
+}
+
+// Cuts around matches; `next()` gives them in order, at last nothing.
+template <typename NextMatch>
+void SplitAround(std::string_view text, Behavior behavior, bool invert, Pieces& out, NextMatch next) {
+  std::vector<Span> spans;
+  size_t done = 0;
+  while (const std::optional<PatternMatch> match = next()) {
+    if (match->begin > done) spans.push_back({done, match->begin, invert});
+    spans.push_back({match->begin, match->end, !invert});
+    done = match->end;
+  }
+  if (done < text.size()) spans.push_back({done, text.size(), invert});
+  for (const Span& span : Apply(behavior, std::move(spans))) {
+    if (span.end > span.begin) out.views.push_back(text.substr(span.begin, span.end - span.begin));
   }
 }
 
-bool IsPunctuation(const Character& c) { return c.bytes != 0 && (c.classes & (kLetter | kNumber | kSpace)) == 0; }
-bool IsLineBreak(const Character& c) { return c.bytes != 0 && (c.code_point == '\r' || c.code_point == '\n'); }
-
-size_t SkipPunctuation(std::string_view text, size_t at) {
-  for (;;) {
-    const Character c = CharacterAt(text, at);
-    if (!IsPunctuation(c)) return at;
-    at += c.bytes;
-  }
-}
-
-size_t SkipLineBreaks(std::string_view text, size_t at) {
-  while (at < text.size() && (text[at] == '\r' || text[at] == '\n')) ++at;
-  return at;
-}
-
-// `\s+(?!\S)|\s+` at a white-space character: a run before more text leaves its last character for the next piece.
-size_t EndOfSpaces(std::string_view text, size_t begin) {
-  size_t at = begin;
-  size_t last = begin;
-  for (;;) {
-    const Character c = CharacterAt(text, at);
-    if (c.bytes == 0) return at;
-    if ((c.classes & kSpace) == 0) return last == begin ? at : last;
-    last = at;
-    at += c.bytes;
-  }
-}
-
-// `'s|'t|'re|'ve|'m|'ll|'d` at an apostrophe; `begin` when it is none of these.
-size_t EndOfContraction(std::string_view text, size_t begin, bool ignore_case) {
-  const auto letter = [&](size_t at) -> char {
-    if (at >= text.size()) return '\0';
-    return ignore_case && text[at] >= 'A' && text[at] <= 'Z' ? static_cast<char>(text[at] - 'A' + 'a') : text[at];
-  };
-  const char first = letter(begin + 1);
-  const char second = letter(begin + 2);
-  if (first == 's' || first == 't' || first == 'm' || first == 'd') return begin + 2;
-  if ((first == 'r' || first == 'v') && second == 'e') return begin + 3;
-  if (first == 'l' && second == 'l') return begin + 3;
-  // The long s is an s to a pattern that ignores case.
-  if (ignore_case && text.substr(begin + 1, 2) == "\xC5\xBF") return begin + 3;
-  return begin;
-}
-
-size_t EndOfGpt2Piece(std::string_view text, size_t begin) {
-  if (text[begin] == '\'') {
-    const size_t end = EndOfContraction(text, begin, false);
-    if (end != begin) return end;
-  }
-  const size_t at = text[begin] == ' ' ? begin + 1 : begin;
-  const Character c = CharacterAt(text, at);
-  if (c.bytes != 0 && (c.classes & kLetter)) return SkipWhile(text, at + c.bytes, kLetter);
-  if (c.bytes != 0 && (c.classes & kNumber)) return SkipWhile(text, at + c.bytes, kNumber);
-  if (IsPunctuation(c)) return SkipPunctuation(text, at + c.bytes);
-  return EndOfSpaces(text, begin);
-}
-
-// `\s*[\r\n]+`: up to the last line break of the run; `begin` when it has none.
-size_t EndOfLastLineBreak(std::string_view text, size_t begin) {
-  const size_t end = SkipWhile(text, begin, kSpace);
-  for (size_t at = end; at > begin; --at) {
-    if (text[at - 1] == '\n' || text[at - 1] == '\r') return at;
-  }
-  return begin;
-}
-
-size_t EndOfNumber(std::string_view text, size_t begin, int digits_max) {
-  size_t at = begin;
-  for (int i = 0; i < digits_max; ++i) {
-    const Character c = CharacterAt(text, at);
-    if (c.bytes == 0 || (c.classes & kNumber) == 0) break;
-    at += c.bytes;
-  }
-  return at;
-}
-
-size_t EndOfLlama3Piece(std::string_view text, size_t begin, int digits_max) {
-  if (text[begin] == '\'') {
-    const size_t end = EndOfContraction(text, begin, true);
-    if (end != begin) return end;
-  }
-  const Character first = CharacterAt(text, begin);
-  if (first.classes & kLetter) return SkipWhile(text, begin + first.bytes, kLetter);
-  if (first.classes & kNumber) return EndOfNumber(text, begin, digits_max);
-  const Character second = CharacterAt(text, begin + first.bytes);
-  if (!IsLineBreak(first) && second.bytes != 0 && (second.classes & kLetter)) {
-    return SkipWhile(text, begin + first.bytes, kLetter);
-  }
-  if (IsPunctuation(first)) return SkipLineBreaks(text, SkipPunctuation(text, begin));
-  if (text[begin] == ' ' && IsPunctuation(second)) return SkipLineBreaks(text, SkipPunctuation(text, begin + 1));
-  const size_t line_break = EndOfLastLineBreak(text, begin);
-  return line_break != begin ? line_break : EndOfSpaces(text, begin);
-}
-
-template <typename EndOfPiece>
-void ScanPieces(std::string_view text, Pieces& out, EndOfPiece end_of_piece) {
+template <typename End>
+void ScanPieces(std::string_view text, Pieces& out, End end_of_piece) {
   for (size_t begin = 0; begin < text.size();) {
     const size_t end = end_of_piece(text, begin);
     out.views.push_back(text.substr(begin, end - begin));
@@ -138,135 +93,116 @@ void ScanPieces(std::string_view text, Pieces& out, EndOfPiece end_of_piece) {
   }
 }
 
-class Gpt2Split : public SplitStep {
+class KnownSplit : public SplitStep {
  public:
-  void Split(std::string_view piece, Pieces& out) const override { ScanPieces(piece, out, EndOfGpt2Piece); }
-  LetterNewline AtLetterNewline() const override { return LetterNewline::kCuts; }
-};
-
-class Llama3Split : public SplitStep {
- public:
-  explicit Llama3Split(int digits_max) : digits_max_(digits_max) {}
-  void Split(std::string_view piece, Pieces& out) const override {
-    ScanPieces(piece, out,
-               [this](std::string_view text, size_t at) { return EndOfLlama3Piece(text, at, digits_max_); });
+  explicit KnownSplit(EndOfPiece end_of_piece) : end_of_piece_(end_of_piece) {}
+  void Split(std::string_view piece, bool at_start, Pieces& out) const override {
+    ScanPieces(piece, out, end_of_piece_);
   }
   LetterNewline AtLetterNewline() const override { return LetterNewline::kCuts; }
 
  private:
-  int digits_max_;
+  EndOfPiece end_of_piece_;
 };
 
 class DigitsSplit : public SplitStep {
  public:
   explicit DigitsSplit(bool individual) : individual_(individual) {}
-  void Split(std::string_view piece, Pieces& out) const override {
+  void Split(std::string_view piece, bool at_start, Pieces& out) const override {
     ScanPieces(piece, out, [this](std::string_view text, size_t begin) {
       const Character first = CharacterAt(text, begin);
-      if ((first.classes & kDigit) == 0) return SkipNonDigits(text, begin);
-      return individual_ ? begin + first.bytes : SkipWhile(text, begin, kDigit);
+      const bool digit = (first.classes & kDigit) != 0;
+      if (digit && individual_) return begin + first.bytes;
+      size_t at = begin;
+      for (Character c = first; c.bytes != 0 && ((c.classes & kDigit) != 0) == digit; c = CharacterAt(text, at)) {
+        at += c.bytes;
+      }
+      return at;
     });
   }
   LetterNewline AtLetterNewline() const override { return LetterNewline::kIndifferent; }
 
  private:
-  static size_t SkipNonDigits(std::string_view text, size_t at) {
-    for (;;) {
-      const Character c = CharacterAt(text, at);
-      if (c.bytes == 0 || (c.classes & kDigit)) return at;
-      at += c.bytes;
-    }
-  }
   bool individual_;
 };
 
-// What becomes of the text that a pattern matches and of the text between.
-enum class Keep { kBoth, kMatches, kBetween };
-
-void PushPiece(std::string_view text, size_t begin, size_t end, Pieces& out) {
-  if (end > begin) out.views.push_back(text.substr(begin, end - begin));
-}
-
-// Cuts around matches; `next(text, from)` gives the next non-empty match at or behind `from`.
-template <typename NextMatch>
-void SplitAround(std::string_view text, Keep keep, Pieces& out, NextMatch next) {
-  size_t done = 0;
-  while (done < text.size()) {
-    const std::optional<std::pair<size_t, size_t>> match = next(text, done);
-    const size_t begin = match ? match->first : text.size();
-    if (keep != Keep::kMatches) PushPiece(text, done, begin, out);
-    if (!match) return;
-    if (keep != Keep::kBetween) PushPiece(text, begin, match->second, out);
-    done = match->second;
-  }
-}
-
 class LiteralSplit : public SplitStep {
  public:
-  LiteralSplit(std::string literal, Keep keep) : literal_(std::move(literal)), keep_(keep) {}
-  void Split(std::string_view piece, Pieces& out) const override {
-    SplitAround(piece, keep_, out,
-                [this](std::string_view text, size_t from) -> std::optional<std::pair<size_t, size_t>> {
-                  const size_t at = text.find(literal_, from);
-                  if (at == std::string_view::npos) return std::nullopt;
-                  return std::pair{at, at + literal_.size()};
-                });
+  LiteralSplit(std::string literal, Behavior behavior, bool invert)
+      : literal_(std::move(literal)), behavior_(behavior), invert_(invert) {}
+  void Split(std::string_view piece, bool at_start, Pieces& out) const override {
+    size_t from = 0;
+    SplitAround(piece, behavior_, invert_, out, [&]() -> std::optional<PatternMatch> {
+      const size_t at = piece.find(literal_, from);
+      if (at == std::string_view::npos) return std::nullopt;
+      from = at + literal_.size();
+      return PatternMatch{at, from};
+    });
   }
+  // A run of matches may be longer than one, and what is between matches may be joined.
   LetterNewline AtLetterNewline() const override {
-    return literal_.find('\n') == std::string::npos ? LetterNewline::kIndifferent : LetterNewline::kUnknown;
+    const bool elsewhere =
+        std::none_of(literal_.begin(), literal_.end(), [](char c) { return c == '\n' || IsAsciiLetter(c); });
+    return elsewhere ? LetterNewline::kIndifferent : LetterNewline::kUnknown;
   }
 
  private:
   std::string literal_;
-  Keep keep_;
+  Behavior behavior_;
+  bool invert_;
 };
 
-class RegexSplit : public SplitStep {
+class PatternSplit : public SplitStep {
  public:
-  RegexSplit(const std::string& pattern, Keep keep, const std::string& file) : keep_(keep) {
-    int error = 0;
-    PCRE2_SIZE offset = 0;
-    code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(), PCRE2_UTF | PCRE2_UCP,
-                              &error, &offset, nullptr));
-    if (code_ == nullptr) {
-      std::array<PCRE2_UCHAR, 256> message{};
-      pcre2_get_error_message(error, message.data(), message.size());
-      throw UserError(fmt::format("cannot use {}: the pre_tokenizer's pattern `{}` does not compile: {} at byte {}",
-                                  file, pattern, reinterpret_cast<const char*>(message.data()), offset));
-    }
-    pcre2_jit_compile(code_.get(), PCRE2_JIT_COMPLETE);  // Only faster: without it the interpreter runs.
-  }
-
-  void Split(std::string_view piece, Pieces& out) const override {
-    const std::unique_ptr<pcre2_match_data, FreeMatch> match(
-        pcre2_match_data_create_from_pattern(code_.get(), nullptr));
-    SplitAround(piece, keep_, out, [&](std::string_view text, size_t from) { return Next(text, from, match.get()); });
+  PatternSplit(const JsonPlace& pattern, Behavior behavior, bool invert)
+      : pattern_(pattern), behavior_(behavior), invert_(invert) {}
+  void Split(std::string_view piece, bool at_start, Pieces& out) const override {
+    Pattern::Search search(pattern_, piece);
+    SplitAround(piece, behavior_, invert_, out, [&] { return search.Next(); });
   }
   LetterNewline AtLetterNewline() const override { return LetterNewline::kUnknown; }
 
  private:
-  struct FreeCode {
-    void operator()(pcre2_code* code) const { pcre2_code_free(code); }
-  };
-  struct FreeMatch {
-    void operator()(pcre2_match_data* match) const { pcre2_match_data_free(match); }
-  };
+  Pattern pattern_;
+  Behavior behavior_;
+  bool invert_;
+};
 
-  std::optional<std::pair<size_t, size_t>> Next(std::string_view text, size_t from, pcre2_match_data* match) const {
-    while (from < text.size()) {
-      const int rc = pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from,
-                                 PCRE2_NO_UTF_CHECK, match, nullptr);
-      if (rc == PCRE2_ERROR_NOMATCH) return std::nullopt;
-      if (rc < 0) throw UserError(fmt::format("the pre_tokenizer's pattern gave up on a text (PCRE2 error {})", rc));
-      const PCRE2_SIZE* span = pcre2_get_ovector_pointer(match);
-      if (span[1] > span[0]) return std::pair{span[0], span[1]};
-      from = span[1] + std::max<size_t>(1, CharacterAt(text, span[1]).bytes);  // An empty match cuts nothing.
+// Spaces become a visible character, which may also be put in front of a text; perhaps each of them begins a piece.
+class MetaspaceSplit : public SplitStep {
+ public:
+  enum class Prepend { kFirst, kAlways, kNever };
+  MetaspaceSplit(std::string space, Prepend prepend, bool split)
+      : space_(std::move(space)), prepend_(prepend), split_(split) {}
+
+  void Split(std::string_view piece, bool at_start, Pieces& out) const override {
+    std::string& text = out.made.emplace_back();
+    text.reserve(piece.size() + piece.size() / 2 + space_.size());
+    const bool prefix = prepend_ == Prepend::kAlways || (prepend_ == Prepend::kFirst && at_start);
+    if (prefix && piece.front() != ' ' && !piece.starts_with(space_)) text += space_;
+    for (const char c : piece) {
+      if (c == ' ') {
+        text += space_;
+      } else {
+        text += c;
+      }
     }
-    return std::nullopt;
+    if (!split_) {
+      out.views.emplace_back(text);
+      return;
+    }
+    ScanPieces(text, out, [this](std::string_view all, size_t begin) {
+      const size_t next = all.find(space_, begin + 1);
+      return next == std::string_view::npos ? all.size() : next;
+    });
   }
+  LetterNewline AtLetterNewline() const override { return LetterNewline::kIndifferent; }
+  bool prepends() const override { return prepend_ != Prepend::kNever; }
 
-  std::unique_ptr<pcre2_code, FreeCode> code_;
-  Keep keep_;
+ private:
+  std::string space_;
+  Prepend prepend_;
+  bool split_;
 };
 
 // The ByteLevel member: perhaps a space in front of each piece, perhaps GPT-2's pattern. Its mapping of bytes to
@@ -274,7 +210,7 @@ class RegexSplit : public SplitStep {
 class ByteLevelSplit : public SplitStep {
  public:
   ByteLevelSplit(bool add_prefix_space, bool use_regex) : add_prefix_space_(add_prefix_space), use_regex_(use_regex) {}
-  void Split(std::string_view piece, Pieces& out) const override {
+  void Split(std::string_view piece, bool at_start, Pieces& out) const override {
     if (add_prefix_space_ && piece.front() != ' ') piece = out.made.emplace_back(" " + std::string(piece));
     if (use_regex_) {
       ScanPieces(piece, out, EndOfGpt2Piece);
@@ -283,93 +219,129 @@ class ByteLevelSplit : public SplitStep {
     }
   }
   LetterNewline AtLetterNewline() const override {
-    if (add_prefix_space_) return LetterNewline::kUnknown;
     return use_regex_ ? LetterNewline::kCuts : LetterNewline::kIndifferent;
   }
+  bool prepends() const override { return add_prefix_space_; }
 
  private:
   bool add_prefix_space_;
   bool use_regex_;
 };
 
-Keep ParseBehavior(const nlohmann::json& split, const std::string& file) {
-  const std::string behavior = split.at("behavior").get<std::string>();
-  const bool invert = split.value("invert", false);
-  if (behavior == "Isolated") return Keep::kBoth;
-  if (behavior == "Removed") return invert ? Keep::kMatches : Keep::kBetween;
-  throw UserError(
-      fmt::format("cannot use {}: the pre_tokenizer Split has the behavior {}; Isolated and Removed are supported",
-                  file, behavior));
+Behavior ParseBehavior(const JsonPlace& place) {
+  const std::string behavior = place.String();
+  if (behavior == "Removed") return Behavior::kRemoved;
+  if (behavior == "Isolated") return Behavior::kIsolated;
+  if (behavior == "MergedWithPrevious") return Behavior::kMergedWithPrevious;
+  if (behavior == "MergedWithNext") return Behavior::kMergedWithNext;
+  if (behavior == "Contiguous") return Behavior::kContiguous;
+  place.Fail(fmt::format("{} is {}; Removed, Isolated, MergedWithPrevious, MergedWithNext and Contiguous are known",
+                         place.path(), behavior));
 }
 
-std::unique_ptr<SplitStep> ParseSplit(const nlohmann::json& split, const std::string& file) {
-  const Keep keep = ParseBehavior(split, file);
-  const nlohmann::json& pattern = split.at("pattern");
-  if (pattern.contains("String")) return std::make_unique<LiteralSplit>(pattern["String"].get<std::string>(), keep);
-  const std::string regex = pattern.at("Regex").get<std::string>();
-  // These patterns match every character, so nothing lies between.
-  if (keep != Keep::kBetween) {
-    if (regex == kGpt2Pattern) return std::make_unique<Gpt2Split>();
-    if (regex == kLlama3Pattern) return std::make_unique<Llama3Split>(3);
-    if (regex == kQwen2Pattern) return std::make_unique<Llama3Split>(1);
+std::unique_ptr<SplitStep> ParseSplit(const JsonPlace& place) {
+  const Behavior behavior = ParseBehavior(place.At("behavior"));
+  const bool invert = place.BoolOr("invert", false);
+  const JsonPlace pattern = place.At("pattern");
+  if (const auto literal = pattern.Find("String")) {
+    if (literal->String().empty()) literal->Fail(literal->path() + " is empty; Split needs something to look for");
+    return std::make_unique<LiteralSplit>(literal->String(), behavior, invert);
   }
-  return std::make_unique<RegexSplit>(regex, keep, file);
+  const JsonPlace regex = pattern.At("Regex");
+  // A known pattern matches everything, so these give its matches one by one.
+  const bool every_match = behavior == Behavior::kIsolated || (behavior == Behavior::kRemoved && invert);
+  if (const EndOfPiece known = FindKnownPattern(regex.String()); known != nullptr && every_match) {
+    return std::make_unique<KnownSplit>(known);
+  }
+  return std::make_unique<PatternSplit>(regex, behavior, invert);
 }
 
-void ParseInto(const nlohmann::json& description, const std::string& file, bool& has_byte_level,
-               std::vector<std::unique_ptr<SplitStep>>& steps) {
-  const std::string type = description.at("type").get<std::string>();
-  if (has_byte_level) {
-    throw UserError(fmt::format(
-        "cannot use {}: the pre_tokenizer {} stands behind ByteLevel; ByteLevel must be the last", file, type));
+std::unique_ptr<SplitStep> ParseMetaspace(const JsonPlace& place) {
+  const JsonPlace replacement = place.At("replacement");
+  const std::string space = replacement.String();
+  if (space.empty() || CharacterAt(space, 0).bytes != space.size()) {
+    replacement.Fail(fmt::format("{} is \"{}\"; one character is needed", replacement.path(), space));
+  }
+  const std::string scheme = place.StringOr("prepend_scheme", "always");
+  auto prepend = MetaspaceSplit::Prepend::kAlways;
+  if (scheme == "first") {
+    prepend = MetaspaceSplit::Prepend::kFirst;
+  } else if (scheme == "never") {
+    prepend = MetaspaceSplit::Prepend::kNever;
+  } else if (scheme != "always") {
+    place.Fail(fmt::format("{}.prepend_scheme is {}; first, always and never are known", place.path(), scheme));
+  }
+  if (!place.BoolOr("add_prefix_space", true) && prepend != MetaspaceSplit::Prepend::kNever) {
+    place.Fail(fmt::format("{} has add_prefix_space: false and prepend_scheme: {}, which contradict each other",
+                           place.path(), scheme));
+  }
+  return std::make_unique<MetaspaceSplit>(space, prepend, place.BoolOr("split", true));
+}
+
+void ParseInto(const JsonPlace& place, bool& byte_level, std::vector<std::unique_ptr<SplitStep>>& steps) {
+  const std::string type = place.Type();
+  if (byte_level) {
+    place.Fail(fmt::format("the pre_tokenizer {} ({}) stands behind ByteLevel; ByteLevel must be the last", type,
+                           place.path()));
   }
   if (type == "Sequence") {
-    for (const nlohmann::json& member : description.at("pretokenizers")) ParseInto(member, file, has_byte_level, steps);
+    for (const JsonPlace& member : place.At("pretokenizers").Elements()) ParseInto(member, byte_level, steps);
   } else if (type == "ByteLevel") {
-    has_byte_level = true;
-    steps.push_back(std::make_unique<ByteLevelSplit>(description.value("add_prefix_space", true),
-                                                     description.value("use_regex", true)));
+    byte_level = true;
+    steps.push_back(
+        std::make_unique<ByteLevelSplit>(place.BoolOr("add_prefix_space", true), place.BoolOr("use_regex", true)));
   } else if (type == "Split") {
-    steps.push_back(ParseSplit(description, file));
+    steps.push_back(ParseSplit(place));
   } else if (type == "Digits") {
-    steps.push_back(std::make_unique<DigitsSplit>(description.value("individual_digits", false)));
+    steps.push_back(std::make_unique<DigitsSplit>(place.BoolOr("individual_digits", false)));
+  } else if (type == "Metaspace") {
+    const auto is_metaspace = [](const auto& step) { return dynamic_cast<MetaspaceSplit*>(step.get()) != nullptr; };
+    if (std::any_of(steps.begin(), steps.end(), is_metaspace)) {
+      place.Fail(fmt::format("the pre_tokenizer Metaspace stands twice, again at {}", place.path()));
+    }
+    steps.push_back(ParseMetaspace(place));
   } else {
-    throw UserError(fmt::format(
-        "cannot use {}: the pre_tokenizer {} is not supported; ByteLevel, Split, Digits and Sequence are", file, type));
+    place.Fail(
+        fmt::format("the pre_tokenizer {} ({}) is not supported; ByteLevel, Metaspace, Split, Digits and Sequence are",
+                    type, place.path()));
   }
 }
 
 }  // namespace
 
-PreTokenizer PreTokenizer::Parse(const nlohmann::json& description, const std::string& file) {
+PreTokenizer PreTokenizer::Parse(const std::optional<JsonPlace>& description) {
   PreTokenizer result;
-  bool has_byte_level = false;
-  if (description.is_object()) ParseInto(description, file, has_byte_level, result.steps_);
-  if (!has_byte_level) {
-    throw UserError(
-        fmt::format("cannot use {}: it has no ByteLevel pre_tokenizer; only byte-level BPE is supported", file));
-  }
+  if (description) ParseInto(*description, result.byte_level_, result.steps_);
   return result;
 }
 
-void PreTokenizer::Split(std::string_view text, Pieces& out) const {
+void PreTokenizer::Split(std::string_view text, bool at_start, Pieces& out) const {
   out.views.clear();
   out.made.clear();
   if (text.empty()) return;
   out.views.push_back(text);
-  std::vector<std::string_view> coarse;
   for (const std::unique_ptr<SplitStep>& step : steps_) {
-    coarse.swap(out.views);
+    out.coarse.swap(out.views);
     out.views.clear();
-    for (std::string_view piece : coarse) step->Split(piece, out);
+    for (const std::string_view piece : out.coarse) {
+      step->Split(piece, at_start && piece.data() == text.data(), out);
+    }
   }
 }
 
-bool PreTokenizer::CanCutBeforeNewline() const {
-  const auto any = [this](SplitStep::LetterNewline kind) {
-    return std::any_of(steps_.begin(), steps_.end(), [&](const auto& step) { return step->AtLetterNewline() == kind; });
-  };
-  return any(SplitStep::LetterNewline::kCuts) && !any(SplitStep::LetterNewline::kUnknown);
+bool PreTokenizer::prepends() const {
+  return std::any_of(steps_.begin(), steps_.end(), [](const auto& step) { return step->prepends(); });
+}
+
+bool PreTokenizer::CutsBeforeNewline() const {
+  return AllowsCutBeforeNewline() && std::any_of(steps_.begin(), steps_.end(), [](const auto& step) {
+           return step->AtLetterNewline() == SplitStep::LetterNewline::kCuts;
+         });
+}
+
+bool PreTokenizer::AllowsCutBeforeNewline() const {
+  return std::none_of(steps_.begin(), steps_.end(),
+                      [](const auto& step) { return step->AtLetterNewline() == SplitStep::LetterNewline::kUnknown; });
 }
 
 }  // namespace longspan::trainer

@@ -255,9 +255,8 @@ void Preparation::CheckIdsFitModel(int64_t vocab_size) const {
   if (!config.is_object() || !config.contains("vocab_size") || !config["vocab_size"].is_number_integer()) return;
   const auto model_vocab_size = config["vocab_size"].get<int64_t>();
   if (vocab_size <= model_vocab_size) return;
-  throw UserError(
-      fmt::format("cannot use {} with this tokenizer.json: the corpus has the token id {}, but vocab_size is {}",
-                  path.string(), vocab_size - 1, model_vocab_size));
+  throw UserError(fmt::format("cannot use {} with this tokenizer: the corpus has the token id {}, but vocab_size is {}",
+                              path.string(), vocab_size - 1, model_vocab_size));
 }
 
 void Preparation::WarnAbout(const json& about, const uint64_t* offsets) const {

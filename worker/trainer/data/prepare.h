@@ -40,7 +40,7 @@ struct PrepareOptions {
   double holdout_fraction = 0.02;                      // [0, 0.5]; 0: nothing is held out
   int64_t context_length = 0;
   int64_t longest_evaluation_length = 0;  // the held-out part is made at least this long where the corpus allows it
-  std::filesystem::path model_folder;     // tokenizer.json lies here
+  std::filesystem::path model_folder;     // tokenizer.json or tokenizer.model lies here
   std::filesystem::path datasets_root;
   std::filesystem::path work;  // gets dataset.json; created when missing
   int64_t threads = 1;

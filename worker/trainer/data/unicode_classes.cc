@@ -1,5 +1,6 @@
 #include "worker/trainer/data/unicode_classes.h"
 
+#include <string>
 #include <vector>
 
 #include "worker/trainer/data/tokenizer.h"
@@ -77,6 +78,24 @@ Character CharacterAt(std::string_view text, size_t offset) {
   return {c, ClassesOf(c), bytes};
 }
 
+size_t StartOfSpacesBefore(std::string_view text, size_t end, size_t floor) {
+  while (end > floor) {
+    size_t at = end - 1;
+    while (at > 0 && IsContinuation(static_cast<unsigned char>(text[at]))) --at;
+    if ((CharacterAt(text, at).classes & kSpace) == 0) break;
+    end = at;
+  }
+  return end > floor ? end : floor;
+}
+
+size_t EndOfSpacesBehind(std::string_view text, size_t at) {
+  for (;;) {
+    const Character c = CharacterAt(text, at);
+    if (c.bytes == 0 || (c.classes & kSpace) == 0) return at;
+    at += c.bytes;
+  }
+}
+
 std::optional<size_t> FindInvalidUtf8(std::string_view text, bool incomplete_tail_ok) {
   size_t i = 0;
   while (i < text.size()) {
@@ -95,6 +114,25 @@ std::optional<size_t> FindInvalidUtf8(std::string_view text, bool incomplete_tai
     i += length;
   }
   return std::nullopt;
+}
+
+std::string ReplaceInvalidUtf8(std::string_view text) {
+  constexpr std::string_view kReplacement = "\xEF\xBF\xBD";  // U+FFFD
+  std::string result;
+  for (;;) {
+    const std::optional<size_t> bad = FindInvalidUtf8(text);
+    result.append(text.substr(0, bad.value_or(text.size())));
+    if (!bad) return result;
+    result.append(kReplacement);
+    // The longest start of a sequence counts as one mistake, any other byte as one.
+    size_t skipped = *bad + 1;
+    const auto lead = static_cast<unsigned char>(text[*bad]);
+    for (size_t k = 1; k < SequenceLength(lead) && skipped < text.size(); ++k, ++skipped) {
+      const auto next = static_cast<unsigned char>(text[skipped]);
+      if (!IsContinuation(next) || (k == 1 && !SecondByteFits(lead, next))) break;
+    }
+    text.remove_prefix(skipped);
+  }
 }
 
 }  // namespace longspan::trainer

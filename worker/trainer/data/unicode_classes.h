@@ -4,7 +4,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <string_view>
 
 namespace longspan::trainer {
@@ -29,5 +28,11 @@ struct Character {
 // The character at `offset`. Requires UTF-8 that FindInvalidUtf8 (tokenizer.h) has passed; the end of the text gives
 // bytes == 0.
 Character CharacterAt(std::string_view text, size_t offset);
+
+// The white space (\s) of `text` that ends at `end`, not before `floor`; that begins at `at`.
+size_t StartOfSpacesBefore(std::string_view text, size_t end, size_t floor);
+size_t EndOfSpacesBehind(std::string_view text, size_t at);
+
+constexpr bool IsAsciiLetter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
 
 }  // namespace longspan::trainer
