@@ -355,7 +355,7 @@ void AddMethodRows(std::vector<Field>& rows) {
                      .Build());
   rows.push_back(Row("rope.kind", "How positions are rescaled.", IN_ROPE(kind)).Build());
   rows.push_back(Row("rope.factor", "Multiplies what the model already has.", IN_ROPE(factor))
-                     .Absent("context_length / max_position_embeddings if above 1, else 1")
+                     .Absent("context_length / the length the model reads already, at least 1")
                      .In({1, kInfinity})
                      .Build());
   rows.push_back(Row("rope.original_length",

@@ -186,6 +186,9 @@ void CheckRope(const JobSpec& spec, std::vector<Mistake>& mistakes) {
   if (rope.kind == RopeKind::kTheta && rope.factor) {
     mistakes.push_back({"rope.factor", 0, "does not go with kind theta, whose theta says it all"});
   }
+  if (rope.kind == RopeKind::kTheta && rope.original_length) {
+    mistakes.push_back({"rope.original_length", 0, "does not go with kind theta, which needs no length"});
+  }
   if (rope.beta_fast.value_or(32) <= rope.beta_slow.value_or(1)) {
     mistakes.push_back({"rope.beta_fast", 0, "must be above beta_slow"});
   }
@@ -302,7 +305,6 @@ std::vector<Mistake> NotYetSupported(const JobSpec& spec) {
   if (spec.data.packing) refuse("data.packing", "true", "false");
   if (spec.method.kind == MethodKind::kQlora) refuse("method.kind", "qlora", "lora");
   if (spec.method.kind == MethodKind::kQlongLora) refuse("method.kind", "qlonglora", "longlora");
-  if (spec.rope && spec.rope->kind != RopeKind::kLinear) refuse("rope.kind", NameOf(spec.rope->kind), "linear");
   if (spec.evaluation.protocol != EvaluationProtocol::kWindows) {
     refuse("evaluation.protocol", NameOf(spec.evaluation.protocol), "windows");
   }

@@ -70,8 +70,8 @@ struct MethodSection {
 
 struct RopeSection {
   RopeKind kind = RopeKind::kLinear;
-  std::optional<double> factor;            // multiplies what the model already has; absent: context_length /
-                                           // max_position_embeddings if above 1, else 1
+  std::optional<double> factor;            // multiplies what the model already has; absent: context_length / the
+                                           // length the model reads already, at least 1
   std::optional<int64_t> original_length;  // tokens; needed only where config.json is ambiguous
   std::optional<double> theta;             // kind theta: the new base, required there
   // yarn; absent: 32, 1, and 0.1 ln(factor) + 1.
@@ -173,7 +173,7 @@ struct JobSpec {
   int64_t context_length = 0;  // tokens; required, at least 2; for kind evaluate 0: the model's own
   AttentionSection attention;
   MethodSection method;
-  std::optional<RopeSection> rope;  // absent: linear with its default factor
+  std::optional<RopeSection> rope;  // absent: linear with its default factor; of kind evaluate, as the model is
   TrainingSection training;
   EvaluationSection evaluation;
   CheckpointSection checkpoint;

@@ -180,6 +180,13 @@ def test_unknown_architecture(folder, tmp_path, trainer_binary):
         {"rms_norm_eps": "small"},
         {"rope_parameters": {"rope_type": "spiral", "rope_theta": 10000.0}},
         {"rope_parameters": {"rope_type": "linear", "factor": 0.0, "rope_theta": 10000.0}},
+        {"rope_scaling": [1, 2]},
+        {"rope_scaling": {"type": "yarn", "factor": "4"}},
+        {"rope_scaling": {"type": "dynamic"}},
+        {"rope_scaling": {"type": ["linear"], "factor": 2.0}},
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+        {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
+        {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
     ],
     ids=str,
 )

@@ -55,7 +55,10 @@ VARIANTS = {
         TinyModel(sharded=True),
         {"method": {"rank": 2, "alpha": 3, "targets": ["q_proj", "o_proj", "up_proj", "down_proj"]}},
     ),
-    "longlora_scaled_model_older_config": (TinyModel(rope_factor=2.0, rope_style="scaling"), {}),
+    "longlora_scaled_model_older_config": (
+        TinyModel(rope_factor=2.0, rope_style="scaling"),
+        {"rope": {"original_length": 32}},
+    ),
     "lora_tied": (TinyModel(tied=True), {"method": {"kind": "lora"}}),
     "longlora_stored_bf16": (TinyModel(dtype="bfloat16"), {}),
     "full_untied": (TinyModel(), {"method": {"kind": "full", "rank": ..., "alpha": ...}}),

@@ -15,7 +15,7 @@ MODELS = {
     "grouped_heads": TINY,
     "as_many_key_value_heads": dataclasses.replace(TINY, kv_heads=4, seed=1),
     "one_key_value_head_three_layers": dataclasses.replace(TINY, heads=3, kv_heads=1, layers=3, seed=2),
-    "tied_and_extended_before": dataclasses.replace(TINY, tied=True, rope_factor=2.0, seed=3),
+    "tied_and_extended_before": dataclasses.replace(TINY, tied=True, rope_factor=2.0, max_position=256, seed=3),
 }
 LENGTHS = [1, 2, 7, 64, 130]
 

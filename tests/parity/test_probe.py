@@ -126,6 +126,8 @@ ADAPTERS = [
     Case("agreeing_keys", adapter=(("rank", 4), ("alpha", 8)), method=(("rank", 4), ("alpha", 8), ("targets", oracle.DEFAULT_TARGETS))),
 ]  # fmt: skip
 
+FROM_32 = (("original_length", 32),)  # a scaled config does not say whether its maximum is meant before or after
+
 ROPE = [
     Case("rope_factor_given", rope=(("kind", "linear"), ("factor", 3.0))),
     Case("rope_factor_not_whole", rope=(("kind", "linear"), ("factor", 2.7)), kind="full"),
@@ -134,10 +136,10 @@ ROPE = [
     Case("rope_absent_extends", context=160, tokens=90),
     Case("rope_absent_extends_full_method", context=200, tokens=201 - 64, kind="full"),
     Case("rope_absent_shorter_than_model", TinyModel(max_position=100), context=64, tokens=50),
-    Case("rope_scaled_model_multiplies", TinyModel(rope_factor=2.0), context=160, tokens=90),
-    Case("rope_scaled_model_older_config", TinyModel(rope_factor=2.0, rope_style="scaling"), context=160, tokens=90),
-    Case("rope_scaled_model_oldest_config", TinyModel(rope_factor=2.0, rope_style="scaling_type"), context=160, tokens=90),
-    Case("rope_scaled_model_both_keys", TinyModel(rope_factor=2.0, rope_style="both"), context=160, tokens=90),
+    Case("rope_scaled_model_multiplies", TinyModel(rope_factor=2.0), rope=FROM_32, context=160, tokens=90),
+    Case("rope_scaled_model_older_config", TinyModel(rope_factor=2.0, rope_style="scaling"), rope=FROM_32, context=160, tokens=90),
+    Case("rope_scaled_model_oldest_config", TinyModel(rope_factor=2.0, rope_style="scaling_type"), rope=FROM_32, context=160, tokens=90),
+    Case("rope_scaled_model_both_keys", TinyModel(rope_factor=2.0, rope_style="both"), rope=FROM_32, context=160, tokens=90),
     Case("rope_scaled_model_factor_given", TinyModel(rope_factor=4.0), rope=(("factor", 1.5),), kind="full"),
     Case("rope_scaled_model_kept", TinyModel(rope_factor=4.0), kind="full"),
     Case("rope_theta_of_new_config", TinyModel(rope_theta=500000.0)),

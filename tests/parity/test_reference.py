@@ -141,9 +141,9 @@ def test_full_attention_is_what_transformers_computes(shelf):
         pytest.param(TinyModel(), None, 2.0, id="absent_factor_is_context_over_maximum"),
         pytest.param(TinyModel(max_position=512), None, 1.0, id="a_longer_model_stays"),
         pytest.param(TinyModel(), {"factor": 3.0}, 3.0, id="given_factor"),
-        pytest.param(TinyModel(rope_factor=2.0), None, 4.0, id="scaled_model_multiplies"),
+        pytest.param(TinyModel(rope_factor=2.0), {"original_length": 32}, 4.0, id="scaled_model_multiplies"),
         pytest.param(TinyModel(rope_factor=2.0, rope_style="scaling"), {"factor": 1.5}, 3.0, id="older_config"),
-        pytest.param(TinyModel(rope_factor=2.0, rope_style="scaling_type"), None, 4.0, id="oldest_config"),
+        pytest.param(TinyModel(rope_factor=2.0, rope_style="scaling_type"), {"original_length": 32}, 4.0, id="oldest_config"),
     ],
 )
 def test_rope_factor(shelf, tiny, rope, total):

@@ -193,7 +193,6 @@ TEST(JobFile, LaterWorkParsesAndIsRefusedByName) {
   json document = json::parse(kSmallest);
   document["data"]["packing"] = true;
   document["method"]["kind"] = "qlonglora";
-  document["rope"]["kind"] = "yarn";
   document["evaluation"]["protocol"] = "paper";
   const Parsed parsed = ParseDocument(document, nullptr);
   ASSERT_TRUE(parsed.spec);
@@ -201,7 +200,6 @@ TEST(JobFile, LaterWorkParsesAndIsRefusedByName) {
       Texts(NotYetSupported(*parsed.spec)),
       ElementsAre("data.packing: true is not built yet; use false",
                   "method.kind: qlonglora is not built yet; use longlora",
-                  "rope.kind: yarn is not built yet; use linear",
                   "evaluation.protocol: paper is not built yet; use windows"));
   EXPECT_THAT(NotYetSupported(*ParseText(kSmallest).spec), IsEmpty());
 }
@@ -245,6 +243,8 @@ TEST(JobFile, PatternsMapTheEndsOfModuleNamesToNumbers) {
 TEST(JobFile, RopeKeysBelongToTheirKind) {
   EXPECT_THAT(MistakesWith("/rope", {{"kind", "theta"}, {"theta", 5e5}}), IsEmpty());
   EXPECT_THAT(MistakesWith("/rope", {{"kind", "theta"}}), ElementsAre("rope.theta: is required by kind theta"));
+  EXPECT_THAT(MistakesWith("/rope", {{"kind", "theta"}, {"theta", 5e5}, {"original_length", 64}}),
+              ElementsAre("rope.original_length: does not go with kind theta, which needs no length"));
   EXPECT_THAT(MistakesWith("/rope", {{"kind", "yarn"}, {"theta", 5e5}}),
               ElementsAre("rope.theta: belongs to kind theta; kind is yarn"));
   EXPECT_THAT(MistakesWith("/rope", {{"kind", "yarn"}, {"beta_fast", 1}}),

@@ -132,8 +132,9 @@ std::string RunCardMarkdown(const jobfile::JobSpec& spec, const nlohmann::json& 
   text += fmt::format("| | |\n| --- | --- |\n| base model | {} |\n| method | {} |\n| attention in training | {} |\n",
                       card["base_model"].get<std::string>(), card["method"]["kind"].get<std::string>(),
                       card["attention"].dump());
-  text += fmt::format("| context | {} → {} tokens |\n| positions | {} |\n", card["context"]["original"].get<int64_t>(),
-                      card["context"]["extended"].get<int64_t>(), card["rope"].dump());
+  text +=
+      fmt::format("| context | {} → {} tokens |\n| positions | {} → {} |\n", card["context"]["original"].get<int64_t>(),
+                  card["context"]["extended"].get<int64_t>(), card["original_rope"].dump(), card["rope"].dump());
   text +=
       fmt::format("| steps | {} ({} skipped) |\n| tokens | {} |\n| hours | {:.3f} |\n| peak memory | {:.1f} MiB |\n",
                   card["training"]["steps"].get<int64_t>(), card["training"]["skipped_steps"].get<int64_t>(),
@@ -200,10 +201,8 @@ void WriteRunCard(const jobfile::JobSpec& spec, CausalLm& model, const RunCardFa
     card["attention"]["edge"] = std::string(jobfile::NameOf(spec.attention.edge));
   }
   card["context"] = {{"original", config.original_max_position_embeddings}, {"extended", spec.context_length}};
-  card["rope"] = {{"kind", "linear"},
-                  {"factor", config.rope.linear_factor},
-                  {"original_factor", config.original_rope.linear_factor},
-                  {"theta", config.rope.theta}};
+  card["rope"] = RopeDocument(config.rope);
+  card["original_rope"] = RopeDocument(config.original_rope);
   card["training"] = {{"steps", state.step},
                       {"skipped_steps", state.nonfinite_steps},
                       {"tokens", state.tokens_total},

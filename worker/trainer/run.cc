@@ -370,8 +370,7 @@ void JobRun::EvaluatePhase() {
   // Random initial weights are no base to compare with; positions that stay as they are need no row of their own.
   std::vector<std::string> untrained;
   const ModelConfig& config = model_->config();
-  const bool rescaled = config.rope.linear_factor != config.original_rope.linear_factor ||
-                        config.rope.theta != config.original_rope.theta;
+  const bool rescaled = !SamePositions(config.rope, config.original_rope);
   if (options_.spec.model.init == jobfile::ModelInit::kWeights) untrained.push_back("base");
   if (!untrained.empty() && rescaled) untrained.push_back("rescaled");
 

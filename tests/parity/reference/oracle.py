@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from . import attention
+from . import attention, positions
 
 DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
@@ -21,18 +21,8 @@ class Result:
 
 
 def extended_config(folder, context_length, rope=None):
-    """The model's config with linear position scaling by the rule: the factor multiplies what the model has."""
-    config = AutoConfig.from_pretrained(folder)
-    factor = (rope or {}).get("factor")
-    if factor is None:
-        factor = max(1.0, context_length / config.max_position_embeddings)
-    parameters = dict(config.rope_parameters)
-    assert parameters["rope_type"] in ("default", "linear"), parameters
-    total = parameters.get("factor", 1.0) * factor
-    if total != 1.0:
-        parameters.update(rope_type="linear", factor=total)
-    config.rope_parameters = parameters
-    return config
+    """The model's config with the job's positions."""
+    return positions.extend(AutoConfig.from_pretrained(folder), context_length, rope)
 
 
 def load_base(folder, spec, dtype=torch.float32):

@@ -31,70 +31,13 @@ std::string ConfigMessage(const char* key, const json& value) {
   return MessageOf<UserError>([&] { ParseModelConfig(document, "config.json"); });
 }
 
-TEST(ModelConfig, ReadsRopeFromOldAndNewKeys) {
-  json document = TinyConfig({});
-  EXPECT_EQ(ParseModelConfig(document, "c").rope.linear_factor, 1);
-  document["rope_theta"] = 5000.0;
-  document["rope_scaling"] = {{"type", "linear"}, {"factor", 2.0}};
-  EXPECT_EQ(ParseModelConfig(document, "c").rope.linear_factor, 2);
-  EXPECT_EQ(ParseModelConfig(document, "c").rope.theta, 5000);
-  document.erase("rope_scaling");
-  document["rope_parameters"] = {{"rope_type", "linear"}, {"factor", 3.0}, {"rope_theta", 7000.0}};
-  EXPECT_EQ(ParseModelConfig(document, "c").rope.linear_factor, 3);
-  EXPECT_EQ(ParseModelConfig(document, "c").rope.theta, 7000);
-}
-
 TEST(ModelConfig, RefusesWhatItDoesNotKnowByName) {
   EXPECT_THAT(ConfigMessage("architectures", {"MistralForCausalLM"}), HasSubstr("MistralForCausalLM"));
-  EXPECT_THAT(ConfigMessage("rope_scaling", {{"rope_type", "llama3"}, {"factor", 8.0}}),
-              HasSubstr("\"llama3\" is not supported"));
   EXPECT_THAT(ConfigMessage("attention_bias", true), HasSubstr("attention_bias"));
   EXPECT_THAT(ConfigMessage("hidden_act", "gelu"), HasSubstr("gelu"));
   EXPECT_THAT(ConfigMessage("hidden_size", nullptr), HasSubstr("hidden_size is missing"));
   EXPECT_THAT(ConfigMessage("num_key_value_heads", 3), HasSubstr("does not divide"));
   EXPECT_THAT(ConfigMessage("vocab_size", -1), HasSubstr("vocab_size"));
-  EXPECT_THAT(ConfigMessage("rope_scaling", {{"type", "linear"}, {"factor", "x"}}),
-              HasSubstr("config.json: rope_scaling.factor"));
-}
-
-TEST(JobRope, MultipliesWhatTheModelHas) {
-  jobfile::JobSpec spec;
-  spec.context_length = 128;
-  json document = TinyConfig({});  // 32 positions
-  EXPECT_EQ(WithJobRope(ParseModelConfig(document, "c"), spec).rope.linear_factor, 4);
-  document["rope_scaling"] = {{"rope_type", "linear"}, {"factor", 2.0}};
-  const ModelConfig extended = WithJobRope(ParseModelConfig(document, "c"), spec);
-  EXPECT_EQ(extended.rope.linear_factor, 8);
-  EXPECT_EQ(extended.original_rope.linear_factor, 2);
-  EXPECT_EQ(extended.max_position_embeddings, 128);
-  EXPECT_EQ(extended.original_max_position_embeddings, 32);
-  spec.rope = jobfile::RopeSection{};
-  spec.rope->factor = 1.5;
-  EXPECT_EQ(WithJobRope(ParseModelConfig(document, "c"), spec).rope.linear_factor, 3);
-  spec.rope->factor.reset();
-  spec.rope->original_length = 16;
-  EXPECT_EQ(WithJobRope(ParseModelConfig(document, "c"), spec).rope.linear_factor, 8);
-  spec.context_length = 20;
-  spec.rope.reset();
-  EXPECT_EQ(WithJobRope(ParseModelConfig(document, "c"), spec).rope.linear_factor, 2);
-  EXPECT_EQ(WithJobRope(ParseModelConfig(document, "c"), spec).max_position_embeddings, 32);
-  spec.rope = jobfile::RopeSection{};
-  spec.rope->kind = jobfile::RopeKind::kYarn;
-  EXPECT_THAT(MessageOf<SpecError>([&] { WithJobRope(ParseModelConfig(document, "c"), spec); }), HasSubstr("yarn"));
-}
-
-TEST(JobRope, ExportedConfigReadsBackAsTheSamePositions) {
-  jobfile::JobSpec spec;
-  spec.context_length = 100;
-  json document = TinyConfig({});
-  document["rope_parameters"] = {{"rope_type", "linear"}, {"factor", 2.0}, {"rope_theta", 7000.0}};
-  const ModelConfig extended = WithJobRope(ParseModelConfig(document, "c"), spec);
-  const json exported = ExportedConfigDocument(extended);
-  EXPECT_FALSE(exported.contains("rope_parameters"));
-  const ModelConfig again = ParseModelConfig(exported, "c");
-  EXPECT_EQ(again.rope.linear_factor, extended.rope.linear_factor);
-  EXPECT_EQ(again.rope.theta, 7000);
-  EXPECT_EQ(again.max_position_embeddings, 100);
 }
 
 class SafetensorsTest : public ::testing::Test {

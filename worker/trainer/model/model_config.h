@@ -1,8 +1,8 @@
 // A model folder's config.json, read and checked, and what a job's `rope` makes of it.
 //
-// Values; pure functions, thread-safe. UserError names the file and the key. Only LlamaForCausalLM is known so far, and
-// of rope scalings only `linear`; anything else is refused by name, because running it with the wrong positions looks
-// like it works.
+// Values; pure functions, thread-safe. UserError names the file and the key. Only LlamaForCausalLM is known so far;
+// anything else is refused by name, because running it with the wrong parts looks like it works. Positions:
+// rope_scaling.h, rope_extension.h.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -15,14 +15,9 @@
 
 #include "proto/jobfile/job_spec.h"
 #include "worker/trainer/errors.h"
+#include "worker/trainer/model/rope_scaling.h"
 
 namespace longspan::trainer {
-
-// Rotary positions: position p turns pair i by p / linear_factor * theta^(-2i/D).
-struct RopeParameters {
-  double theta = 10000;
-  double linear_factor = 1;
-};
 
 struct ModelConfig {
   std::string architecture;  // "LlamaForCausalLM"
@@ -41,7 +36,7 @@ struct ModelConfig {
   std::vector<int64_t> eos_token_ids;  // empty when config.json has none
 
   RopeParameters original_rope;                  // the folder's own
-  int64_t original_max_position_embeddings = 0;  // the folder's own
+  int64_t original_max_position_embeddings = 0;  // tokens that the folder's own positions reach
   RopeParameters rope;                           // with the job's extension, after WithJobRope; else the folder's own
   int64_t max_position_embeddings = 0;           // likewise
 
@@ -53,13 +48,11 @@ ModelConfig ReadModelConfig(const std::string& folder);
 // `where` opens every message: the path of the file.
 ModelConfig ParseModelConfig(const nlohmann::json& document, const std::string& where);
 
-// Applies the job's `rope` and context_length. The factor multiplies what the model already has; absent, it is
-// context_length over the original length if that is above 1. max_position_embeddings becomes context_length where that
-// is more. SpecError for a kind that is not built yet, naming it.
+// Applies the job's `rope` (rope_extension.h). max_position_embeddings becomes context_length where that is more.
 ModelConfig WithJobRope(ModelConfig config, const jobfile::JobSpec& spec);
 
-// config.json of the exported model: everything of the original, with the extended positions as legacy `rope_scaling`
-// and `rope_theta`, which transformers 4 and 5 both read, and the new max_position_embeddings.
+// config.json of the exported model: everything of the original, with the extended positions and the new length as
+// transformers 4 and 5 both read them (WriteRopeParameters).
 nlohmann::json ExportedConfigDocument(const ModelConfig& config);
 
 }  // namespace longspan::trainer
