@@ -3,19 +3,21 @@
 #
 #   deploy/setup.sh            to build and run on CPUs
 #   deploy/setup.sh --tests    also what tests/run.sh needs: PyTorch, transformers, PEFT, Prometheus, clang-format, clang-tidy
+#   deploy/setup.sh --sanitizers    also what deploy/ci/sanitize.sh needs: clang
 #   deploy/setup.sh --cuda     the CUDA flavour: cuDNN, NCCL, cuBLAS and nvcc, to compile CUDA code (no GPU needed)
 #
 # What is there already is left alone: a second run takes a second. Needs root or sudo only when a package is missing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-tests=false cuda=false
+tests=false cuda=false sanitizers=false
 for argument in "$@"; do
   case "$argument" in
     --tests) tests=true ;;
     --cuda) cuda=true ;;
-    -h | --help) sed -n '2,8p' "${BASH_SOURCE[0]}" | cut -c3-; exit 0 ;;
-    *) echo "deploy/setup.sh: unknown argument '$argument'; known are --tests and --cuda" >&2; exit 2 ;;
+    --sanitizers) sanitizers=true ;;
+    -h | --help) sed -n '2,9p' "${BASH_SOURCE[0]}" | cut -c3-; exit 0 ;;
+    *) echo "deploy/setup.sh: unknown argument '$argument'; known are --tests, --sanitizers and --cuda" >&2; exit 2 ;;
   esac
 done
 
@@ -25,6 +27,7 @@ wanted() { # prints the names in deploy/packages.txt that this flavour needs
   while read -r line; do
     case "$line" in
       '' | '#'*) ;;
+      'sanitizer: '*) if "$sanitizers"; then echo "${line#sanitizer: }"; fi ;;
       'test: '*) if "$tests"; then echo "${line#test: }"; fi ;;
       *) echo "$line" ;;
     esac

@@ -3,6 +3,8 @@
 #include <chrono>
 #include <string>
 
+#include "proto/support/hand_over.h"
+
 namespace longspan::rpc {
 namespace {
 
@@ -13,16 +15,20 @@ class CallObserver final : public grpc::experimental::Interceptor {
   CallObserver(Observer* observer, const char* path)
       : observer_(observer), method_(path), start_(std::chrono::steady_clock::now()) {
     method_.erase(0, method_.rfind('/') + 1);
+    HandOver(this);
   }
   // A call that ended without sending a status was cut off.
   ~CallObserver() override {
+    TakeOver(this);
     const auto took = std::chrono::steady_clock::now() - start_;
     observer_->CallEnded(method_, NameOf(code_),
                          absl::FromChrono(std::chrono::duration_cast<std::chrono::nanoseconds>(took)));
   }
 
   void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override {
+    TakeOver(this);
     if (methods->QueryInterceptionHookPoint(Hook::PRE_SEND_STATUS)) code_ = methods->GetSendStatus().error_code();
+    HandOver(this);
     methods->Proceed();
   }
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "proto/support/hand_over.h"
 #include "proto/support/mutex.h"
 #include "server/rpc/grpc_error.h"
 #include "server/rpc/log_stream.h"
@@ -29,13 +30,19 @@ class LogUpload final : public grpc::ServerReadReactor<v1::UploadLogsRequest>,
     if (!allowed.ok()) {
       raw->FinishOnce(allowed);
     } else {
-      raw->StartRead(&raw->message_);
+      raw->ReadNext();
     }
     return raw;
   }
 
  private:
+  void ReadNext() {
+    HandOver(this);
+    StartRead(&message_);
+  }
+
   void OnReadDone(bool ok) override {
+    TakeOver(this);
     if (!ok) return FinishOnce(grpc::Status::OK);  // the daemon has said all, or is gone
     if (message_.data().size() > kDataBytesMax) {
       return FinishOnce(
@@ -97,7 +104,7 @@ class LogUpload final : public grpc::ServerReadReactor<v1::UploadLogsRequest>,
     }
     parts_.log_wake_ups->Wake(LogName(log_));
     if (*stored < message_.offset()) return FinishOnce(grpc::Status::OK);
-    StartRead(&message_);
+    ReadNext();
   }
 
   void FinishOnce(const grpc::Status& status) {
@@ -105,10 +112,17 @@ class LogUpload final : public grpc::ServerReadReactor<v1::UploadLogsRequest>,
       const MutexLock lock(mutex_);
       if (std::exchange(finished_, true)) return;
     }
+    HandOver(this);
     Finish(status);
   }
-  void OnCancel() override { FinishOnce(grpc::Status(grpc::StatusCode::CANCELLED, "the call was cancelled")); }
-  void OnDone() override { const std::shared_ptr<LogUpload> last = std::move(self_); }
+  void OnCancel() override {
+    TakeOver(this);
+    FinishOnce(grpc::Status(grpc::StatusCode::CANCELLED, "the call was cancelled"));
+  }
+  void OnDone() override {
+    TakeOver(this);
+    const std::shared_ptr<LogUpload> last = std::move(self_);
+  }
 
   const ServerParts parts_;
   v1::UploadLogsRequest message_;  // the one at hand; gRPC writes it between StartRead and OnReadDone

@@ -16,6 +16,7 @@
 #include <string>
 #include <utility>
 
+#include "proto/support/hand_over.h"
 #include "proto/support/mutex.h"
 #include "server/rpc/grpc_error.h"
 #include "server/rpc/server_parts.h"
@@ -52,6 +53,7 @@ class PullStream : public grpc::ServerWriteReactor<Response>,
                                      "the server is shutting down; resume with the cursor"));
       }
     });
+    HandOver(raw);
     raw->Produce();
     return raw;
   }
@@ -140,6 +142,7 @@ class PullStream : public grpc::ServerWriteReactor<Response>,
       FinishOnce(status);
     } else if (message != nullptr) {
       if (arm) ArmStallTimer(Clock::now() + limits_.stall_limit);
+      HandOver(this);
       this->StartWrite(message);
     } else {
       Produce();
@@ -147,6 +150,7 @@ class PullStream : public grpc::ServerWriteReactor<Response>,
   }
 
   void OnWriteDone(bool ok) override {
+    TakeOver(this);
     if (!ok) return FinishOnce(grpc::Status(grpc::StatusCode::CANCELLED, "the reader is gone"));
     {
       const MutexLock lock(mutex_);
@@ -199,10 +203,15 @@ class PullStream : public grpc::ServerWriteReactor<Response>,
       const MutexLock lock(mutex_);
       if (std::exchange(finished_, true)) return;
     }
+    HandOver(this);
     this->Finish(status);
   }
-  void OnCancel() override { FinishOnce(grpc::Status(grpc::StatusCode::CANCELLED, "the call was cancelled")); }
+  void OnCancel() override {
+    TakeOver(this);
+    FinishOnce(grpc::Status(grpc::StatusCode::CANCELLED, "the call was cancelled"));
+  }
   void OnDone() override {
+    TakeOver(this);
     {
       const MutexLock lock(mutex_);
       done_ = true;

@@ -6,6 +6,7 @@
 #include <functional>
 #include <utility>
 
+#include "proto/support/hand_over.h"
 #include "server/rpc/download_stream.h"
 #include "server/rpc/job_folder.h"
 #include "server/rpc/job_list_page.h"
@@ -21,14 +22,26 @@ namespace {
 template <class Response>
 class RefusedWriter final : public grpc::ServerWriteReactor<Response> {
  public:
-  explicit RefusedWriter(const grpc::Status& status) { this->Finish(status); }
-  void OnDone() override { delete this; }
+  explicit RefusedWriter(const grpc::Status& status) {
+    this->Finish(status);  // not gRPC's before it is returned
+    HandOver(this);
+  }
+  void OnDone() override {
+    TakeOver(this);
+    delete this;
+  }
 };
 template <class Request>
 class RefusedReader final : public grpc::ServerReadReactor<Request> {
  public:
-  explicit RefusedReader(const grpc::Status& status) { this->Finish(status); }
-  void OnDone() override { delete this; }
+  explicit RefusedReader(const grpc::Status& status) {
+    this->Finish(status);  // not gRPC's before it is returned
+    HandOver(this);
+  }
+  void OnDone() override {
+    TakeOver(this);
+    delete this;
+  }
 };
 
 grpc::Status NotYetStatus(const char* method) {

@@ -10,6 +10,7 @@
 #include <memory>
 #include <utility>
 
+#include "proto/support/hand_over.h"
 #include "proto/support/mutex.h"
 #include "server/rpc/grpc_error.h"
 
@@ -27,10 +28,14 @@ class UnaryCall : public grpc::ServerUnaryReactor, public std::enable_shared_fro
   static std::shared_ptr<UnaryCall> Start(Response* response, std::chrono::milliseconds timeout) {
     auto call = std::shared_ptr<UnaryCall>(new UnaryCall(response));
     call->self_ = call;
-    call->alarm_.Set(std::chrono::system_clock::now() + timeout, [weak = std::weak_ptr<UnaryCall>(call)](bool expired) {
+    HandOver(call.get());
+    auto on_alarm = [weak = std::weak_ptr<UnaryCall>(call)](bool expired) {
+      TakeOver(&grpc_callbacks);
       if (!expired) return;
       if (const std::shared_ptr<UnaryCall> late = weak.lock()) late->FinishOnce(Late());
-    });
+    };
+    HandOver(&grpc_callbacks);
+    call->alarm_.Set(std::chrono::system_clock::now() + timeout, std::move(on_alarm));
     return call;
   }
 
@@ -44,6 +49,7 @@ class UnaryCall : public grpc::ServerUnaryReactor, public std::enable_shared_fro
       status = fill(response_);
       finished_ = true;
     }
+    HandOver(this);
     this->Finish(status);
     return true;
   }
@@ -68,11 +74,16 @@ class UnaryCall : public grpc::ServerUnaryReactor, public std::enable_shared_fro
       if (finished_) return false;
       finished_ = true;
     }
+    HandOver(this);
     this->Finish(status);
     return true;
   }
-  void OnCancel() override { FinishOnce(grpc::Status(grpc::StatusCode::CANCELLED, "the call was cancelled")); }
+  void OnCancel() override {
+    TakeOver(this);
+    FinishOnce(grpc::Status(grpc::StatusCode::CANCELLED, "the call was cancelled"));
+  }
   void OnDone() override {
+    TakeOver(this);
     alarm_.Cancel();
     const std::shared_ptr<UnaryCall> last = std::move(self_);
   }

@@ -15,8 +15,16 @@
 
 #include "client/client.h"
 #include "longspan/v1/training_service.grpc.pb.h"
+#include "proto/support/hand_over.h"
 
 namespace longspan::client {
+
+// A call at work on the members of the service, which tests set and read while no call is under way.
+class Visit {
+ public:
+  Visit() { TakeOver(&grpc_callbacks); }
+  ~Visit() { HandOver(&grpc_callbacks); }
+};
 
 class FakeService final : public v1::TrainingService::Service {
  public:
@@ -25,6 +33,7 @@ class FakeService final : public v1::TrainingService::Service {
 
   grpc::Status SubmitJob(grpc::ServerContext* context, const v1::SubmitJobRequest* request,
                          v1::SubmitJobResponse* response) override {
+    const Visit visit;
     const auto& metadata = context->client_metadata();
     if (const auto found = metadata.find("authorization"); found != metadata.end())
       authorization = {found->second.data(), found->second.size()};
@@ -39,23 +48,27 @@ class FakeService final : public v1::TrainingService::Service {
     return grpc::Status::OK;
   }
   grpc::Status GetJob(grpc::ServerContext*, const v1::GetJobRequest* request, v1::GetJobResponse* response) override {
+    const Visit visit;
     if (request->job_id() != job.job_id()) return {grpc::StatusCode::NOT_FOUND, "there is no job " + request->job_id()};
     *response->mutable_job() = job;
     return grpc::Status::OK;
   }
   grpc::Status ListJobs(grpc::ServerContext*, const v1::ListJobsRequest* request,
                         v1::ListJobsResponse* response) override {
+    const Visit visit;
     listed.push_back(*request);
     *response = pages[std::min(listed.size(), pages.size()) - 1];
     return grpc::Status::OK;
   }
   grpc::Status WatchJob(grpc::ServerContext*, const v1::WatchJobRequest* request,
                         grpc::ServerWriter<v1::WatchJobResponse>* writer) override {
+    const Visit visit;
     watched.push_back(*request);
     return watch_scripts.at(std::min(watched.size(), watch_scripts.size()) - 1)(*request, writer);
   }
   grpc::Status StreamLogs(grpc::ServerContext*, const v1::StreamLogsRequest* request,
                           grpc::ServerWriter<v1::StreamLogsResponse>* writer) override {
+    const Visit visit;
     v1::StreamLogsResponse response;
     response.set_data(log.substr(static_cast<size_t>(request->offset()), 5));
     response.set_next_offset(request->offset() + static_cast<int64_t>(response.data().size()));
@@ -66,26 +79,31 @@ class FakeService final : public v1::TrainingService::Service {
   }
   grpc::Status ListWorkers(grpc::ServerContext*, const v1::ListWorkersRequest*,
                            v1::ListWorkersResponse* response) override {
+    const Visit visit;
     *response = workers;
     return grpc::Status::OK;
   }
   grpc::Status ListCheckpoints(grpc::ServerContext*, const v1::ListCheckpointsRequest*,
                                v1::ListCheckpointsResponse* response) override {
+    const Visit visit;
     *response = checkpoints;
     return grpc::Status::OK;
   }
   grpc::Status CancelJob(grpc::ServerContext*, const v1::CancelJobRequest*, v1::CancelJobResponse* response) override {
+    const Visit visit;
     *response->mutable_job() = job;
     response->mutable_job()->set_state(v1::JOB_STATE_CANCELLING);
     return grpc::Status::OK;
   }
   grpc::Status ListFiles(grpc::ServerContext*, const v1::ListFilesRequest* request,
                          v1::ListFilesResponse* response) override {
+    const Visit visit;
     if (const auto found = folders.find(request->folder()); found != folders.end()) *response = found->second;
     return grpc::Status::OK;
   }
   grpc::Status DownloadFile(grpc::ServerContext*, const v1::DownloadFileRequest* request,
                             grpc::ServerWriter<v1::DownloadFileResponse>* writer) override {
+    const Visit visit;
     downloads.push_back(*request);
     return download_script(*request, writer);
   }
@@ -137,6 +155,7 @@ struct Result {
 class TestClient {
  public:
   Result Run(const std::vector<std::string>& arguments) const {
+    HandOver(&grpc_callbacks);
     std::ostringstream out, err;
     std::istringstream in(input);
     Environment environment;
@@ -152,6 +171,7 @@ class TestClient {
     environment.now = [] { return std::chrono::system_clock::time_point(std::chrono::seconds(1'000'000)); };
     environment.sleep = [](std::chrono::milliseconds) {};
     const int exit_code = RunClient(arguments, environment);
+    TakeOver(&grpc_callbacks);
     return {exit_code, out.str(), err.str()};
   }
 

@@ -56,7 +56,7 @@ int64_t LoadCheckpoint(const fs::path& work, const std::string& name, const std:
   }
   const json document = json::parse(manifest);  // outlives the loop over a part of it
   for (const auto& [file, facts] : document.at("files").items()) {
-    if (storage::Sha256HexOfFile(folder / file) != facts.at("sha256"))
+    if (storage::Sha256HexOfFile(folder / file) != facts.at("sha256").get<std::string>())
       throw std::runtime_error(name + "/" + file + " is damaged");
   }
   return json::parse(TextOf(folder / kState)).at("step").get<int64_t>();

@@ -17,6 +17,7 @@
 
 #include "proto/support/channel.h"
 #include "proto/support/check.h"
+#include "proto/support/hand_over.h"
 
 namespace longspan::worker {
 namespace {
@@ -224,7 +225,9 @@ void Daemon::SendReportIfDue(absl::Time now) {
   Authorize(options_.token, &call->context);
   Call* const raw = call.get();
   calls_.emplace(sequence, std::move(call));
+  HandOver(&grpc_callbacks);
   stub_->async()->Synchronize(&raw->context, &raw->request, &raw->response, [this, sequence, raw](grpc::Status status) {
+    TakeOver(&grpc_callbacks);
     raw->status = std::move(status);
     const uint64_t one = 1;
     // Under the lock: once the loop has the sequence, the daemon may go.

@@ -79,7 +79,7 @@ bool LogUploader::WaitUntilStored(absl::Duration timeout) {
   MutexLock lock(mutex_);
   hurry_ = true;
   changed_.NotifyAll();
-  const auto unfinished = [this] {
+  const auto unfinished = [this]() EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return std::any_of(logs_.begin(), logs_.end(), [](const auto& entry) { return entry.second.ended; });
   };
   while (unfinished()) {
