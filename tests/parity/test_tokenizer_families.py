@@ -116,3 +116,12 @@ def test_the_tokenizers_package_alone_counts_where_both_files_lie(tmp_path):
     tokenizer = families.FAMILIES["llama2"](tmp_path)
     assert_same_ids(tmp_path, tokenizer, ["In the beginning God created the heaven and the earth."])
     assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).get_vocab_size() == tokenizer.get_vocab_size()
+
+
+def test_a_damaged_tokenizer_model_is_refused_or_read(tmp_path):
+    families.sentencepiece_model(tmp_path, **families.SENTENCEPIECE["llama2"])
+    whole = (tmp_path / "tokenizer.model").read_bytes()
+    for size in (0, 1, 5, 100, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "tokenizer.model").write_bytes(whole[:size])
+        done = subprocess.run([PROGRAM, tmp_path], input='"a b"\n', capture_output=True, text=True, timeout=60)
+        assert done.returncode == 10 and "tokenizer.model" in done.stderr, done.stderr

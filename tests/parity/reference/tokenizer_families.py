@@ -46,14 +46,21 @@ def training_lines(count=700):
     return list(bible_lines(count)) + MIXED * 3
 
 
-def byte_level(folder, *, pre_tokenizer, normalizer=None, vocab_size=1400, ignore_merges=False, special=(), added=(), post=None):
+BYTE_LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
+# The letters of bytes that do not occur in UTF-8, which are printable in Latin-1.
+NEVER_IN_UTF8 = [chr(byte) for byte in (0xC0, 0xC1, *range(0xF5, 0x100))]
+
+
+def byte_level(folder, *, pre_tokenizer, normalizer=None, vocab_size=1400, ignore_merges=False, special=(), added=(), post=None,
+               alphabet=None):
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     if normalizer is not None:
         tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
-        training_lines(), trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+        training_lines(), trainers.BpeTrainer(
+            vocab_size=vocab_size, initial_alphabet=alphabet or BYTE_LETTERS, show_progress=False))
     tokenizer.add_special_tokens(list(special))
     tokenizer.add_tokens(list(added))
     if post:
@@ -99,7 +106,7 @@ def gpt_neox(folder):
     # Runs of spaces, looked for in the normalised text, as the published file has them.
     added = [AddedToken(" " * count, normalized=True, special=False) for count in range(24, 1, -1)]
     return byte_level(folder, pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True), normalizer=normalizers.NFC(),
-                      special=special, added=added)
+                      special=special, added=added, alphabet=[letter for letter in BYTE_LETTERS if letter not in NEVER_IN_UTF8])
 
 
 def train_characters(vocab_size, byte_fallback):

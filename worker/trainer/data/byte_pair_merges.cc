@@ -22,6 +22,9 @@ size_t Hash(uint64_t key) {
   return static_cast<size_t>(key ^ key >> 32);
 }
 
+// GPT-NeoX's vocabulary lacks the other bytes.
+bool OccursInUtf8(size_t byte) { return byte < 0xC0 || (byte > 0xC1 && byte < 0xF5); }
+
 bool IsOneCharacter(std::string_view text) { return !text.empty() && CharacterAt(text, 0).bytes == text.size(); }
 
 void RefuseUnsupported(const JsonPlace& model) {
@@ -91,10 +94,11 @@ void BytePairMerges::ReadVocabulary(const JsonPlace& vocabulary) {
 void BytePairMerges::ReadBytes(const JsonPlace& model) {
   for (size_t byte = 0; byte < 256; ++byte) {
     const auto found = vocabulary_.find(ByteLetterText(static_cast<uint8_t>(byte)));
-    if (found == vocabulary_.end()) {
-      model.Fail(fmt::format("its vocabulary lacks the byte 0x{:02x}; a byte-level vocabulary has all 256", byte));
+    if (found != vocabulary_.end()) {
+      byte_ids_[byte] = found->second;
+    } else if (OccursInUtf8(byte)) {
+      model.Fail(fmt::format("its vocabulary lacks the byte 0x{:02x}; a byte-level vocabulary has all of UTF-8", byte));
     }
-    byte_ids_[byte] = found->second;
   }
 }
 
@@ -200,7 +204,7 @@ size_t BytePairMerges::EndOfPart(std::string_view piece, size_t begin) const {
 }
 
 void BytePairMerges::AppendBytes(std::string_view piece, Scratch& scratch) const {
-  for (const char c : piece) scratch.symbols.push_back({*byte_ids_[static_cast<unsigned char>(c)], 0, 0, false});
+  for (const char c : piece) scratch.symbols.push_back({byte_ids_[static_cast<unsigned char>(c)].value(), 0, 0, false});
 }
 
 // An unknown token is held back until a known character follows, so that unknown characters in a row can become one.

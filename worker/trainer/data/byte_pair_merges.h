@@ -19,7 +19,7 @@ namespace longspan::trainer {
 
 // What a piece is made of before the first merge.
 enum class Alphabet {
-  kBytes,       // byte-level: the file writes each byte as a letter, and has all 256
+  kBytes,       // byte-level: the file writes each byte as a letter, and has all that occur in UTF-8
   kCharacters,  // the file's single characters; others become their bytes (`<0xE2>`), or the unknown token, or nothing
 };
 
