@@ -291,12 +291,6 @@ std::vector<Mistake> NotYetSupported(const JobSpec& spec) {
   };
   if (spec.kind == JobKind::kEvaluate) refuse("kind", "evaluate", "extend");
   refuse_key("data.bucketing", spec.data.bucketing);
-  refuse_key("method.rslora", spec.method.rslora.value_or(false));
-  refuse_key("method.rank_pattern", !spec.method.rank_pattern.empty());
-  refuse_key("method.alpha_pattern", !spec.method.alpha_pattern.empty());
-  refuse_key("method.train_norms", spec.method.train_norms.has_value());
-  refuse_key("method.train_embeddings", spec.method.train_embeddings.has_value());
-  refuse_key("method.train_head", spec.method.train_head.has_value());
   refuse_key("evaluation.passkey", !spec.evaluation.passkey.lengths.empty());
   refuse_key("evaluation.topics", !spec.evaluation.topics.lengths.empty());
   refuse_key("evaluation.longbench", !spec.evaluation.longbench.path.empty());

@@ -54,7 +54,7 @@ struct Checkpoint {  // rank 0, only after the manifest is durable
   double seconds = 0;  // from the copy to the durable manifest
 };
 struct Evaluation {      // one row of the result table
-  std::string model;     // "base" | "rescaled" | "extended"
+  std::string model;     // "base" | "rescaled" | "extended" | "merged"
   int64_t length = 0;    // tokens
   std::string protocol;  // "windows" | "paper"
   double perplexity = 0;

@@ -212,8 +212,6 @@ TEST(JobFile, KeysOfLaterWorkAreRefusedOneByOne) {
     return parsed.spec ? Texts(NotYetSupported(*parsed.spec)) : Texts(parsed.mistakes);
   };
   EXPECT_THAT(refused("/kind", "evaluate"), ElementsAre("kind: evaluate is not built yet; use extend"));
-  EXPECT_THAT(refused("/method/rank_pattern", {{"q_proj", 4}}),
-              ElementsAre("method.rank_pattern: is not built yet; leave it out"));
   EXPECT_THAT(refused("/evaluation/passkey", {{"lengths", {256}}}),
               ElementsAre("evaluation.passkey: is not built yet; leave it out"));
 }

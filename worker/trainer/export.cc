@@ -152,9 +152,8 @@ std::string RunCardMarkdown(const jobfile::JobSpec& spec, const nlohmann::json& 
 }  // namespace
 
 void ExportAdapter(const jobfile::JobSpec& spec, CausalLm& model, const fs::path& work) {
-  const bool tied = model.config().tie_word_embeddings;
   PublishAs(work / "adapter", [&](const fs::path& folder) {
-    WriteSafetensors((folder / "adapter_model.safetensors").string(), SavedTensors(model.trainables(), tied));
+    WriteSafetensors((folder / "adapter_model.safetensors").string(), StoredTensors(model));
     WriteText(folder / "adapter_config.json", AdapterConfigOf(spec, model).dump(2) + "\n");
     fs::create_directories(folder / "extended_config");
     WriteText(folder / "extended_config" / "config.json", ExportedConfigDocument(model.config()).dump(2) + "\n");
@@ -190,6 +189,9 @@ void WriteRunCard(const jobfile::JobSpec& spec, CausalLm& model, const RunCardFa
   if (!adapter.is_null()) {
     card["method"]["rank"] = adapter["r"];
     card["method"]["alpha"] = adapter["lora_alpha"];
+    card["method"]["rslora"] = adapter["use_rslora"];
+    card["method"]["rank_pattern"] = adapter["rank_pattern"];
+    card["method"]["alpha_pattern"] = adapter["alpha_pattern"];
     card["method"]["targets"] = adapter["target_modules"];
     card["method"]["modules_to_save"] = adapter["modules_to_save"];
   }
@@ -216,8 +218,7 @@ void WriteRunCard(const jobfile::JobSpec& spec, CausalLm& model, const RunCardFa
   card["evaluation"] = facts.evaluation;
   card["versions"] = {{"longspan", facts.version}, {"libtorch", TORCH_VERSION}};
   card["notes"] = nlohmann::json::array();
-  const bool trains_embedding = spec.method.kind == jobfile::MethodKind::kLongLora;
-  if (config.tie_word_embeddings && trains_embedding) {
+  if (config.tie_word_embeddings && model.adapter().trains_embedding) {
     card["notes"].push_back("The embeddings are tied: the output head trained together with the token embedding.");
   }
   card["spec"] = std::move(spec_document);

@@ -234,7 +234,7 @@ void TrainLoop::SaveCheckpoint() {
   snapshot.attempt = options_.attempt;
   snapshot.state = state_;
   snapshot.weights_file = WeightsFileOf(options_.spec);
-  snapshot.weights = SavedTensors(model_.trainables(), model_.config().tie_word_embeddings);
+  snapshot.weights = StoredTensors(model_);
   snapshot.adapter_config = AdapterConfigOf(options_.spec, model_);
   snapshot.optimizer = optimizer_.states();
   writer_.Start(CopyToHost(std::move(snapshot)));

@@ -11,6 +11,28 @@ std::string WeightsFileOf(const jobfile::JobSpec& spec) {
   return spec.method.kind == jobfile::MethodKind::kFull ? "model.safetensors" : "adapter_model.safetensors";
 }
 
+namespace {
+
+std::vector<Trainable> TrainedAndCarried(CausalLm& model) {
+  std::vector<Trainable> tensors = model.trainables();
+  for (Trainable& carried : model.carried()) tensors.push_back(std::move(carried));
+  return tensors;
+}
+
+// "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" -> "model.layers.0.self_attn.q_proj"; empty for
+// another tensor than A.
+std::string ModuleOfFactorA(const std::string& name) {
+  const std::string prefix = "base_model.model.", suffix = ".lora_A.weight";
+  if (!name.starts_with(prefix) || !name.ends_with(suffix)) return "";
+  return name.substr(prefix.size(), name.size() - prefix.size() - suffix.size());
+}
+
+}  // namespace
+
+std::vector<NamedTensor> StoredTensors(CausalLm& model) {
+  return SavedTensors(TrainedAndCarried(model), model.config().tie_word_embeddings);
+}
+
 nlohmann::json AdapterConfigOf(const jobfile::JobSpec& spec, CausalLm& model) {
   if (spec.method.kind == jobfile::MethodKind::kFull) return nullptr;
   const AdapterPlan& plan = model.adapter();
@@ -19,8 +41,19 @@ nlohmann::json AdapterConfigOf(const jobfile::JobSpec& spec, CausalLm& model) {
   adapter.rank = plan.rank;
   adapter.alpha = plan.alpha;
   adapter.dropout = plan.dropout;
+  adapter.rslora = plan.rslora;
+  std::map<std::string, int64_t> ranks;
+  std::map<std::string, double> alphas;
+  for (const Trainable& trainable : model.trainables()) {
+    const std::string module = ModuleOfFactorA(trainable.name);
+    if (module.empty()) continue;
+    ranks[module] = trainable.value.size(0);
+    alphas[module] = plan.AlphaOf(module);
+  }
+  adapter.rank_pattern = DisjointPattern(ranks, plan.rank);
+  adapter.alpha_pattern = DisjointPattern(alphas, plan.alpha);
   adapter.targets = plan.targets;
-  adapter.modules_to_save = ModulesToSave(model.trainables(), model.config().tie_word_embeddings);
+  adapter.modules_to_save = ModulesToSave(TrainedAndCarried(model), model.config().tie_word_embeddings);
   return AdapterConfigDocument(adapter);
 }
 

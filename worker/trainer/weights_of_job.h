@@ -7,11 +7,16 @@
 
 #include "proto/jobfile/job_spec.h"
 #include "worker/trainer/model/causal_lm.h"
+#include "worker/trainer/model/safetensors.h"
 
 namespace longspan::trainer {
 
 // adapter_model.safetensors, or model.safetensors for method full.
 std::string WeightsFileOf(const jobfile::JobSpec& spec);
+
+// The trained values under the names of the saved file, with what an adapter folder had replaced before: whole for
+// PEFT.
+std::vector<NamedTensor> StoredTensors(CausalLm& model);
 
 // adapter_config.json of the job; null for method full.
 nlohmann::json AdapterConfigOf(const jobfile::JobSpec& spec, CausalLm& model);

@@ -142,7 +142,8 @@ def run(model, spec, input_ids, labels=None, document_ids=None):
 
 def _join_tied(model, gradients):
     # PEFT trains two copies of a tied embedding; the job trains one tensor, whose gradient is the sum of both parts.
-    head = gradients.pop("base_model.model.lm_head.weight", None) if hasattr(model, "peft_config") else None
+    tied = hasattr(model, "peft_config") and base_tied(model)
+    head = gradients.pop("base_model.model.lm_head.weight", None) if tied else None
     if head is not None:
         gradients["base_model.model.model.embed_tokens.weight"] += head
     return gradients

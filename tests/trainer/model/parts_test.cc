@@ -112,8 +112,8 @@ TEST(TokenLoss, AVeryUnlikelyTokenHasAFiniteLoss) {
 FusedLinear MakeLinear(at::ScalarType dtype = at::kFloat) {
   FusedLinear linear;
   linear.weight = Draw({11, 7}, "weight").to(dtype);
+  linear.dtype = dtype;
   linear.weight_gradient = at::zeros({11, 7});
-  linear.scale = 1.5;
   int64_t first = 0;
   for (const int64_t outputs : {4, 5, 2}) {
     LinearPart part;
@@ -121,9 +121,10 @@ FusedLinear MakeLinear(at::ScalarType dtype = at::kFloat) {
     part.first_output = first;
     part.outputs = outputs;
     const std::string name = std::to_string(first);
-    if (outputs != 5) {  // the middle one has no LoRA
-      part.lora = LoraFactors{Draw({2, 7}, name + "a").to(dtype), Draw({outputs, 2}, name + "b").to(dtype),
-                              at::zeros({2, 7}), at::zeros({outputs, 2})};
+    if (outputs != 5) {                           // the middle one has no LoRA
+      const int64_t rank = outputs == 4 ? 2 : 3;  // each part has its own rank and scale
+      part.lora = LoraFactors{Draw({rank, 7}, name + "a").to(dtype), Draw({outputs, rank}, name + "b").to(dtype),
+                              at::zeros({rank, 7}), at::zeros({outputs, rank}), outputs == 4 ? 1.5 : 0.25};
     }
     linear.parts.push_back(part);
     first += outputs;
@@ -148,7 +149,7 @@ void ExpectAgreesWithAutograd(const DropoutPass& dropout) {
     }
     const at::Tensor a = Leaf(part.lora->a), b = Leaf(part.lora->b);
     factors.emplace_back(a, b);
-    updates.push_back(at::mm(at::mm(xl * mask, a.t()), b.t()) * linear.scale);
+    updates.push_back(at::mm(at::mm(xl * mask, a.t()), b.t()) * part.lora->scale);
   }
   expected = expected + at::cat(updates, 1);
   expected.backward(dy);

@@ -4,121 +4,146 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <fstream>
-#include <nlohmann/json.hpp>
-#include <set>
+#include <cmath>
+
+#include "worker/trainer/adapters/adapter_folder.h"
 
 namespace longspan::trainer {
 namespace {
 
-using nlohmann::json;
+using Names = std::vector<std::string>;
 
-// What adapter_config.json says, checked to be plain LoRA.
-struct AdapterFolder {
-  int64_t rank = 0;
-  double alpha = 0;
-  std::vector<std::string> targets;
-};
+bool Holds(const Names& names, const std::string& name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
 
-std::vector<std::string> InModelOrder(const std::set<std::string>& names) {
-  std::vector<std::string> ordered;
-  for (const std::string& module : AdaptableModules()) {
-    if (names.count(module) != 0) ordered.push_back(module);
+std::string LastName(const std::string& name) { return name.substr(name.rfind('.') + 1); }
+
+// The last names of a model's linear layers, each once, in the order of the model.
+Names LastNames(const Names& linear_names) {
+  Names last_names;
+  for (const std::string& name : linear_names) {
+    if (!Holds(last_names, LastName(name))) last_names.push_back(LastName(name));
+  }
+  return last_names;
+}
+
+Names InModelOrder(const Names& targets, const Names& known) {
+  Names ordered;
+  for (const std::string& module : known) {
+    if (Holds(targets, module)) ordered.push_back(module);
   }
   return ordered;
 }
 
-bool IsEmpty(const json& value) {
-  return value.is_null() || (value.is_boolean() && !value.get<bool>()) ||
-         ((value.is_object() || value.is_array()) && value.empty());
-}
-
-// Variants of LoRA that change what A and B mean.
-void RefuseVariants(const json& document, const std::string& path) {
-  for (const char* key : {"use_dora", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern",
-                          "layers_to_transform", "layers_pattern", "lora_bias", "layer_replication",
-                          "target_parameters", "exclude_modules", "trainable_token_indices", "modules_to_tie"}) {
-    const auto found = document.find(key);
-    if (found != document.end() && !IsEmpty(*found)) {
-      throw UserError(fmt::format("cannot use {}: {} is {}, which is not supported", path, key, found->dump()));
-    }
-  }
-  const auto bias = document.find("bias");
-  if (bias != document.end() && *bias != "none") {
-    throw UserError(fmt::format("cannot use {}: bias is {}, only \"none\" is supported", path, bias->dump()));
-  }
-}
-
-AdapterFolder ReadAdapterFolder(const std::string& folder) {
-  const std::string path = folder + "/adapter_config.json";
-  std::ifstream in(path, std::ios::binary);
-  if (!in)
-    throw UserError(
-        fmt::format("cannot open {}: {}; method.adapter must be a PEFT folder", path, std::strerror(errno)));
-  const json document = json::parse(in, nullptr, /*allow_exceptions=*/false);
-  if (!document.is_object()) throw UserError("cannot read " + path + ": it is not a JSON object");
-  if (document.value("peft_type", json("")) != "LORA") {
-    throw UserError(fmt::format("cannot use {}: peft_type is {}, only LORA is supported", path,
-                                document.value("peft_type", json(nullptr)).dump()));
-  }
-  RefuseVariants(document, path);
-  AdapterFolder adapter;
-  const auto rank = document.find("r");
-  const auto alpha = document.find("lora_alpha");
-  const auto targets = document.find("target_modules");
-  if (rank == document.end() || !rank->is_number_integer() || rank->get<int64_t>() < 1) {
-    throw UserError("cannot read " + path + ": r must be a whole number of at least 1");
-  }
-  if (alpha == document.end() || !alpha->is_number())
-    throw UserError("cannot read " + path + ": lora_alpha must be a number");
-  if (targets == document.end() || !targets->is_array()) {
-    throw UserError("cannot use " + path + ": target_modules must be a list of module names");
-  }
-  adapter.rank = *rank;
-  adapter.alpha = *alpha;
-  std::set<std::string> names;
-  for (const json& target : *targets) {
-    const auto& known = AdaptableModules();
-    if (!target.is_string() || std::find(known.begin(), known.end(), target.get<std::string>()) == known.end()) {
-      throw UserError(
-          fmt::format("cannot use {}: target module {} is not one of {}", path, target.dump(), fmt::join(known, ", ")));
-    }
-    names.insert(target.get<std::string>());
-  }
-  adapter.targets = InModelOrder(names);
-  return adapter;
-}
-
-std::vector<std::string> CheckedTargets(const std::vector<std::string>& targets) {
-  std::set<std::string> names;
-  const auto& known = AdaptableModules();
-  for (const std::string& target : targets) {
-    if (std::find(known.begin(), known.end(), target) == known.end()) {
+Names TargetsOfJob(const jobfile::MethodSection& method, const AdaptableModel& model) {
+  const Names known = LastNames(model.linear_names);
+  for (const std::string& target : method.targets) {
+    if (!Holds(known, target)) {
       throw SpecError(fmt::format("method.targets: \"{}\" matches no linear layer of the model; known are {}", target,
                                   fmt::join(known, ", ")));
     }
-    names.insert(target);
   }
-  return InModelOrder(names);
+  return InModelOrder(method.targets.empty() ? model.default_targets : method.targets, known);
 }
 
-void CheckAgreement(const jobfile::MethodSection& method, const AdapterPlan& plan, const AdapterFolder& adapter) {
-  const std::string where = method.adapter + "/adapter_config.json";
-  if (method.rank && *method.rank != adapter.rank) {
-    throw SpecError(fmt::format("method.rank: {} disagrees with r {} of {}; leave it out to take the adapter's",
-                                *method.rank, adapter.rank, where));
+Names TargetsOfFolder(const AdapterFolder& adapter, const Names& known) {
+  for (const std::string& target : adapter.targets) {
+    if (!Holds(known, target)) {
+      throw UserError(fmt::format("cannot use {}: target module \"{}\" is not one of {}", adapter.config_path, target,
+                                  fmt::join(known, ", ")));
+    }
   }
-  if (method.alpha && *method.alpha != adapter.alpha) {
-    throw SpecError(
-        fmt::format("method.alpha: {} disagrees with lora_alpha {} of {}; leave it out to take the adapter's",
-                    *method.alpha, adapter.alpha, where));
+  return InModelOrder(adapter.targets, known);
+}
+
+// Whole names of the modules that carry LoRA.
+Names AdaptedNames(const AdapterPlan& plan, const AdaptableModel& model) {
+  Names names;
+  for (const std::string& name : model.linear_names) {
+    if (plan.Targets(LastName(name))) names.push_back(name);
   }
-  if (!method.targets.empty() && plan.targets != adapter.targets) {
-    throw SpecError(
-        fmt::format("method.targets: {} disagree with target_modules {} of {}; leave them out to take the adapter's",
-                    fmt::join(plan.targets, ", "), fmt::join(adapter.targets, ", "), where));
+  return names;
+}
+
+template <class T>
+void CheckKeysMatch(const char* key, const ModulePattern<T>& pattern, const Names& adapted) {
+  for (const auto& [end, value] : pattern) {
+    const bool matches =
+        std::any_of(adapted.begin(), adapted.end(), [&](const auto& name) { return MatchesModule(end, name); });
+    if (!matches) {
+      throw SpecError(fmt::format("{}: \"{}\" is the end of no module with LoRA; such are {} and so on", key, end,
+                                  adapted.empty() ? "none" : adapted.front()));
+    }
+  }
+}
+
+void FillFromJob(const jobfile::MethodSection& method, const AdaptableModel& model, AdapterPlan* plan) {
+  plan->rank = method.rank.value_or(8);
+  plan->alpha = method.alpha.value_or(16);
+  plan->rslora = method.rslora.value_or(false);
+  plan->rank_pattern = LongestFirst(method.rank_pattern);
+  plan->alpha_pattern = LongestFirst(method.alpha_pattern);
+  plan->targets = TargetsOfJob(method, model);
+}
+
+[[noreturn]] void Disagree(const std::string& key, const std::string& ours, const std::string& theirs,
+                           const AdapterFolder& adapter) {
+  throw SpecError(fmt::format("method.{}: {} disagrees with {} of {}; leave it out to take the adapter's", key, ours,
+                              theirs, adapter.config_path));
+}
+
+// What the job says beside an adapter folder must say the same. `plan` is the folder's.
+void CheckAgreement(const jobfile::MethodSection& method, const AdapterPlan& plan, const AdaptableModel& model,
+                    const AdapterFolder& adapter) {
+  if (method.rank && *method.rank != plan.rank) {
+    Disagree("rank", std::to_string(*method.rank), "r " + std::to_string(plan.rank), adapter);
+  }
+  if (method.alpha && *method.alpha != plan.alpha) {
+    Disagree("alpha", fmt::format("{}", *method.alpha), fmt::format("lora_alpha {}", plan.alpha), adapter);
+  }
+  if (method.rslora && *method.rslora != plan.rslora) {
+    Disagree("rslora", *method.rslora ? "true" : "false", fmt::format("use_rslora {}", plan.rslora), adapter);
+  }
+  const Names targets = TargetsOfJob(method, model);
+  if (!method.targets.empty() && targets != plan.targets) {
+    Disagree("targets", fmt::format("{}", fmt::join(targets, ", ")),
+             fmt::format("target_modules {}", fmt::join(plan.targets, ", ")), adapter);
+  }
+  for (const std::string& name : AdaptedNames(plan, model)) {
+    const int64_t rank = ValueOf(LongestFirst(method.rank_pattern), name, plan.rank);
+    if (!method.rank_pattern.empty() && rank != plan.RankOf(name)) {
+      Disagree("rank_pattern", fmt::format("rank {} of {}", rank, name), fmt::format("the rank {}", plan.RankOf(name)),
+               adapter);
+    }
+    const double alpha = ValueOf(LongestFirst(method.alpha_pattern), name, plan.alpha);
+    if (!method.alpha_pattern.empty() && alpha != plan.AlphaOf(name)) {
+      Disagree("alpha_pattern", fmt::format("alpha {} of {}", alpha, name),
+               fmt::format("the alpha {}", plan.AlphaOf(name)), adapter);
+    }
+  }
+}
+
+void FillFromFolder(const jobfile::MethodSection& method, const AdaptableModel& model, AdapterPlan* plan) {
+  AdapterFolder adapter = ReadAdapterFolder(method.adapter);
+  plan->rank = adapter.rank;
+  plan->alpha = adapter.alpha;
+  plan->rslora = adapter.rslora;
+  plan->rank_pattern = adapter.rank_pattern;
+  plan->alpha_pattern = adapter.alpha_pattern;
+  plan->targets = TargetsOfFolder(adapter, LastNames(model.linear_names));
+  CheckAgreement(method, *plan, model, adapter);
+}
+
+void FillSwitches(const jobfile::MethodSection& method, bool norms_and_embedding, bool tied, AdapterPlan* plan) {
+  plan->trains_norms = method.train_norms.value_or(norms_and_embedding);
+  plan->trains_embedding = method.train_embeddings.value_or(norms_and_embedding);
+  plan->trains_head = method.train_head.value_or(tied ? plan->trains_embedding : plan->trains_base);
+  if (tied && plan->trains_head != plan->trains_embedding) {
+    throw SpecError(fmt::format(
+        "method.train_head: {}, but the embedding, which is the same tensor in this model, {}; give train_head and "
+        "train_embeddings the same value",
+        plan->trains_head, plan->trains_embedding ? "trains" : "does not train"));
   }
 }
 
@@ -130,45 +155,44 @@ const std::vector<std::string>& AdaptableModules() {
   return kModules;
 }
 
-bool AdapterPlan::Targets(const std::string& module) const {
-  return has_lora && std::find(targets.begin(), targets.end(), module) != targets.end();
+bool AdapterPlan::Targets(const std::string& module) const { return has_lora && Holds(targets, module); }
+
+double AdapterPlan::ScaleOf(const std::string& name) const {
+  const auto r = static_cast<double>(RankOf(name));
+  return AlphaOf(name) / (rslora ? std::sqrt(r) : r);
 }
 
-AdapterPlan ResolveAdapterPlan(const jobfile::JobSpec& spec) {
+AdapterPlan ResolveAdapterPlan(const jobfile::JobSpec& spec, const AdaptableModel& model) {
   const jobfile::MethodSection& method = spec.method;
   AdapterPlan plan;
+  bool norms_and_embedding = true;
   switch (method.kind) {
     case jobfile::MethodKind::kFull:
       if (!method.adapter.empty()) throw SpecError("method.adapter: method full has no adapter to start from");
-      plan.trains_base = plan.trains_embedding = plan.trains_norms = true;
-      return plan;
+      plan.trains_base = true;
+      break;
     case jobfile::MethodKind::kLora:
+    case jobfile::MethodKind::kQlora:
+      norms_and_embedding = false;
       break;
     case jobfile::MethodKind::kLongLora:
-      plan.trains_embedding = plan.trains_norms = true;
-      break;
-    case jobfile::MethodKind::kQlora:
     case jobfile::MethodKind::kQlongLora:
-      throw SpecError("method.kind: qlora and qlonglora are not built yet");
+      break;
   }
+  plan.quantized = method.kind == jobfile::MethodKind::kQlora || method.kind == jobfile::MethodKind::kQlongLora;
+  FillSwitches(method, norms_and_embedding, model.tied_embeddings, &plan);
+  if (plan.trains_base) return plan;
   plan.has_lora = true;
   plan.dropout = method.dropout;
-  plan.rank = method.rank.value_or(8);
-  plan.alpha = method.alpha.value_or(16);
-  plan.targets = CheckedTargets(
-      method.targets.empty() ? std::vector<std::string>{"q_proj", "k_proj", "v_proj", "o_proj"} : method.targets);
-  if (!method.adapter.empty()) {
-    const AdapterFolder adapter = ReadAdapterFolder(method.adapter);
-    CheckAgreement(method, plan, adapter);
-    plan.rank = adapter.rank;
-    plan.alpha = adapter.alpha;
-    plan.targets = adapter.targets;
+  if (method.adapter.empty()) {
+    FillFromJob(method, model, &plan);
+  } else {
+    FillFromFolder(method, model, &plan);
   }
+  const Names adapted = AdaptedNames(plan, model);
+  CheckKeysMatch("method.rank_pattern", LongestFirst(method.rank_pattern), adapted);
+  CheckKeysMatch("method.alpha_pattern", LongestFirst(method.alpha_pattern), adapted);
   return plan;
-}
-
-SafetensorsFile OpenAdapterWeights(const std::string& folder) {
-  return SafetensorsFile::Open(folder + "/adapter_model.safetensors");
 }
 
 }  // namespace longspan::trainer

@@ -1,17 +1,17 @@
-// What a job's method trains, settled: from the job file, and from the PEFT folder it starts from where there is one.
+// What a job's method trains, settled: from the job file, from the model, and from the PEFT folder it starts from where
+// there is one.
 //
 // UserError for a folder that is wrong or uses what Longspan does not (names it); SpecError for a job that disagrees
-// with it or asks for a module that the model does not have.
+// with it or asks for what the model does not have.
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <string>
 #include <vector>
 
 #include "proto/jobfile/job_spec.h"
+#include "worker/trainer/adapters/module_pattern.h"
 #include "worker/trainer/errors.h"
-#include "worker/trainer/model/safetensors.h"
 
 namespace longspan::trainer {
 
@@ -19,23 +19,34 @@ namespace longspan::trainer {
 const std::vector<std::string>& AdaptableModules();
 
 struct AdapterPlan {
-  bool has_lora = false;          // lora, longlora
-  bool trains_base = false;       // full: every weight
-  bool trains_embedding = false;  // longlora and full; a tied lm_head goes with it
-  bool trains_norms = false;      // longlora and full
-  int64_t rank = 0;
-  double alpha = 0;
+  bool has_lora = false;          // every method but full
+  bool trains_base = false;       // full: the linear layers
+  bool quantized = false;         // qlora and qlonglora: the base's linear layers in 4 bits
+  bool trains_embedding = false;  // with tied embeddings the head is the same tensor
+  bool trains_norms = false;
+  bool trains_head = false;  // equal to trains_embedding where the embeddings are tied
+  int64_t rank = 0;          // of modules that rank_pattern does not list
+  double alpha = 0;          // likewise
+  bool rslora = false;
+  ModulePattern<int64_t> rank_pattern;
+  ModulePattern<double> alpha_pattern;
   double dropout = 0;
-  std::vector<std::string> targets;  // in the order of AdaptableModules
+  std::vector<std::string> targets;  // last names of modules, in the order of the model
 
-  double scale() const { return alpha / static_cast<double>(rank); }
-  bool Targets(const std::string& module) const;
+  bool Targets(const std::string& module) const;  // by its last name
+  // By the whole name of a module, "model.layers.0.self_attn.q_proj".
+  int64_t RankOf(const std::string& name) const { return ValueOf(rank_pattern, name, rank); }
+  double AlphaOf(const std::string& name) const { return ValueOf(alpha_pattern, name, alpha); }
+  double ScaleOf(const std::string& name) const;  // alpha / r, or alpha / sqrt(r)
 };
 
-AdapterPlan ResolveAdapterPlan(const jobfile::JobSpec& spec);
+// What a plan needs to know of a model.
+struct AdaptableModel {
+  std::vector<std::string> linear_names;     // whole names of what can carry LoRA, in the order of the model
+  std::vector<std::string> default_targets;  // last names
+  bool tied_embeddings = false;
+};
 
-// The tensors of a PEFT folder, by their names in the saved file:
-// base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight
-SafetensorsFile OpenAdapterWeights(const std::string& folder);
+AdapterPlan ResolveAdapterPlan(const jobfile::JobSpec& spec, const AdaptableModel& model);
 
 }  // namespace longspan::trainer

@@ -16,6 +16,23 @@ bool FusedLinear::HasLora() const {
   return std::any_of(parts.begin(), parts.end(), [](const LinearPart& part) { return part.lora.has_value(); });
 }
 
+int64_t FusedLinear::inputs() const {
+  if (weight.defined()) return weight.size(1);
+  return parts.front().quantized ? parts.front().quantized->inputs : parts.front().stored.size(1);
+}
+
+// The weight (out, in) of a layer that has none standing.
+void FusedLinear::Unpack(const at::Tensor& out) const {
+  for (const LinearPart& part : parts) {
+    const at::Tensor rows = out.narrow(0, part.first_output, part.outputs);
+    if (part.quantized) {
+      DequantizeNf4(*part.quantized, rows);
+    } else {
+      rows.copy_(part.stored);
+    }
+  }
+}
+
 void FusedLinear::Refresh() {
   if (!HasLora()) return;
   std::vector<at::Tensor> factors;
@@ -26,34 +43,38 @@ void FusedLinear::Refresh() {
     ranks += part.lora->a.size(0);
   }
   stacked_a_ = factors.size() == 1 ? factors[0] : at::cat(factors);
-  if (!blocks_b_.defined()) blocks_b_ = at::zeros({weight.size(0), ranks}, weight.options());
+  if (!blocks_b_.defined()) blocks_b_ = at::zeros({outputs(), ranks}, dtype);
   int64_t first_rank = 0;
   for (const LinearPart& part : parts) {
     if (!part.lora) continue;
     const int64_t rank = part.lora->a.size(0);
     at::Tensor block = blocks_b_.narrow(0, part.first_output, part.outputs).narrow(1, first_rank, rank);
-    block.copy_(part.lora->b).mul_(scale);
+    block.copy_(part.lora->b).mul_(part.lora->scale);
     first_rank += rank;
   }
 }
 
 FusedLinear::Pass FusedLinear::Begin(bool adapted, const DropoutPass* dropout, int64_t layer,
-                                     at::Tensor* scratch) const {
+                                     at::Tensor* scratch, bool fold) const {
+  const bool with_lora = adapted && HasLora();
   Pass pass;
-  pass.weight = weight;
   pass.layer = layer;
-  if (!adapted || !HasLora()) return pass;
-  if (dropout != nullptr && dropout->active()) {
-    pass.low_rank = true;
-    pass.dropout = dropout;
-  } else if (weight.scalar_type() != at::kFloat || scratch == nullptr) {
-    pass.low_rank = true;
-  } else {
-    if (!scratch->defined() || scratch->numel() < weight.numel())
-      *scratch = at::empty({weight.numel()}, weight.options());
-    pass.weight = scratch->narrow(0, 0, weight.numel()).view(weight.sizes());
-    at::addmm_out(pass.weight, weight, blocks_b_, stacked_a_);
+  if (with_lora && dropout != nullptr && dropout->active()) pass.dropout = dropout;
+  pass.low_rank = with_lora && (pass.dropout != nullptr || dtype != at::kFloat || !fold);
+  const bool folds = with_lora && !pass.low_rank;
+  if (weight.defined() && !folds) {
+    pass.weight = weight;
+    return pass;
   }
+  const int64_t size = outputs() * inputs();
+  if (!scratch->defined() || scratch->numel() < size) *scratch = at::empty({size}, dtype);
+  pass.weight = scratch->narrow(0, 0, size).view({outputs(), inputs()});
+  if (weight.defined()) {
+    at::addmm_out(pass.weight, weight, blocks_b_, stacked_a_);
+    return pass;
+  }
+  Unpack(pass.weight);
+  if (folds) pass.weight.addmm_(blocks_b_, stacked_a_);
   return pass;
 }
 
@@ -97,7 +118,7 @@ void FusedLinear::AddLoraGradients(const at::Tensor& x, const at::Tensor& y_grad
     const int64_t rank = part.lora->a.size(0);
     part.lora->a_gradient.add_(a_gradient.narrow(0, first_rank, rank));
     part.lora->b_gradient.add_(b_gradient.narrow(0, first_rank, rank).narrow(1, part.first_output, part.outputs).t(),
-                               scale);
+                               part.lora->scale);
     first_rank += rank;
   }
 }
@@ -109,7 +130,8 @@ void FusedLinear::ForwardWithDropout(const Pass& pass, const at::Tensor& x, int6
   for (const LinearPart& part : parts) {
     if (!part.lora) continue;
     ApplyDropout(*pass.dropout, {pass.layer, part.module_index, first_row}, x, kept);
-    y.narrow(1, part.first_output, part.outputs).addmm_(at::mm(kept, part.lora->a.t()), part.lora->b.t(), 1, scale);
+    y.narrow(1, part.first_output, part.outputs)
+        .addmm_(at::mm(kept, part.lora->a.t()), part.lora->b.t(), 1, part.lora->scale);
   }
 }
 
@@ -120,11 +142,11 @@ void FusedLinear::BackwardWithDropout(const Pass& pass, const at::Tensor& x, con
     if (!part.lora) continue;
     const DropoutSite site{pass.layer, part.module_index, first_row};
     const at::Tensor part_gradient = y_gradient.narrow(1, part.first_output, part.outputs);
-    const at::Tensor inner_gradient = at::mm(part_gradient, part.lora->b).mul_(scale);
+    const at::Tensor inner_gradient = at::mm(part_gradient, part.lora->b).mul_(part.lora->scale);
     ApplyDropout(*pass.dropout, site, x, kept);
     part.lora->a_gradient.add_(at::mm(inner_gradient.t(), kept));
     const at::Tensor inner = at::mm(kept, part.lora->a.t());
-    part.lora->b_gradient.add_(at::mm(inner.t(), part_gradient).t(), scale);
+    part.lora->b_gradient.add_(at::mm(inner.t(), part_gradient).t(), part.lora->scale);
     if (!x_gradient.defined()) continue;
     const at::Tensor masked = at::mm(inner_gradient, part.lora->a);
     ApplyDropout(*pass.dropout, site, masked, masked);

@@ -1,13 +1,16 @@
 // Several linear layers that read the same input, as one GEMM, each with LoRA or without, frozen or trained.
 //
-//   y = x Wᵀ + (alpha/r) (x Aᵀ) Bᵀ      W (out, in) frozen, A (r, in), B (out, r)
+//   y = x Wᵀ + s (x Aᵀ) Bᵀ      W (out, in) frozen, A (r, in), B (out, r); r and s are each part's own
 //
 // q, k and v are one of these, gate and up another. Products with A and B alone are skinny and crawl on CPU, so
-//  - in fp32 without dropout, W + (alpha/r) B A is built once per pass in a scratch buffer (rank/rows of the cost of
-//  the product) and the
-//    skinny products disappear from forward and dX. In bf16 that would round the update away, so there they stay;
+//  - in fp32 without dropout, W + s B A is built once per pass in a scratch buffer (rank/rows of the cost of the
+//    product) and the skinny products disappear from forward and dX. In bf16 that would round the update away, so
+//    there they stay;
 //  - for the gradients, the A of all parts are stacked and their B are the blocks of one block-diagonal matrix.
 // Gradients are fp32 and added to. No dW for a frozen weight.
+//
+// A layer whose weight does not stand in memory in the compute dtype (4 bits, or only in the base's file) has no
+// `weight`: each pass makes it in the scratch buffer, from what its parts have.
 //
 // Not thread-safe. Legend: n rows (tokens), R the sum of the ranks of the parts.
 #pragma once
@@ -20,12 +23,14 @@
 #include <vector>
 
 #include "worker/trainer/adapters/dropout.h"
+#include "worker/trainer/quantized/nf4_weight.h"
 
 namespace longspan::trainer {
 
 struct LoraFactors {
   at::Tensor a, b;                    // (r, in), (out, r)
   at::Tensor a_gradient, b_gradient;  // fp32
+  double scale = 0;                   // alpha / r, or alpha / sqrt(r)
 };
 
 // One of the fused linear layers: rows [first_output, first_output + outputs) of the weight.
@@ -35,6 +40,9 @@ struct LinearPart {
   int64_t first_output = 0;
   int64_t outputs = 0;
   std::optional<LoraFactors> lora;
+  // One of the two where FusedLinear::weight is undefined.
+  std::optional<Nf4Weight> quantized;
+  at::Tensor stored;  // (outputs, in), any floating dtype
 };
 
 // gradient (fp32) += leftᵀ · right. left (n, a), right (n, b), gradient (a, b).
@@ -45,22 +53,27 @@ class FusedLinear {
   // The values of one pass over a layer: what Forward and Backward multiply with. Valid until the scratch is used
   // again.
   struct Pass {
-    at::Tensor weight;                     // W, or W + scale·B·A
+    at::Tensor weight;                     // W, or W + s·B·A
     bool low_rank = false;                 // LoRA is not in `weight`
     const DropoutPass* dropout = nullptr;  // set when it is active
     int64_t layer = 0;
   };
 
-  at::Tensor weight;           // (out, in)
-  at::Tensor weight_gradient;  // fp32; undefined when frozen
+  at::Tensor weight;                  // (out, in) in `dtype`, or undefined
+  at::ScalarType dtype = at::kFloat;  // what is computed in
+  at::Tensor weight_gradient;         // fp32; undefined when frozen
   std::vector<LinearPart> parts;
-  double scale = 0;  // alpha / r
+
+  int64_t outputs() const { return parts.back().first_output + parts.back().outputs; }
+  int64_t inputs() const;
 
   bool HasLora() const;
   // Rebuilds what is derived from A and B; call when they changed.
   void Refresh();
-  // `scratch` is grown as needed and holds the folded weight; null: LoRA stays apart, which pays for few rows.
-  Pass Begin(bool adapted, const DropoutPass* dropout, int64_t layer, at::Tensor* scratch) const;
+  // `scratch` is grown as needed and holds the pass's weight where that is not the standing one. `fold` false: LoRA stays
+  // apart, which pays for few rows.
+  Pass Begin(bool adapted, const DropoutPass* dropout, int64_t layer, at::Tensor* scratch,
+             bool fold = true) const;
 
   // y (n, out) = the layers of x (n, in), which starts at row `first_row` of the batch.
   void Forward(const Pass& pass, const at::Tensor& x, int64_t first_row, const at::Tensor& y) const;
@@ -71,13 +84,14 @@ class FusedLinear {
   bool Trains() const { return weight_gradient.defined() || HasLora(); }
 
  private:
+  void Unpack(const at::Tensor& out) const;
   void ForwardWithDropout(const Pass& pass, const at::Tensor& x, int64_t first_row, const at::Tensor& y) const;
   void BackwardWithDropout(const Pass& pass, const at::Tensor& x, const at::Tensor& y_gradient, int64_t first_row,
                            const at::Tensor& x_gradient) const;
   void AddLoraGradients(const at::Tensor& x, const at::Tensor& y_gradient, const at::Tensor& inner_gradient) const;
 
   at::Tensor stacked_a_;  // (R, in)
-  at::Tensor blocks_b_;   // (out, R), times scale
+  at::Tensor blocks_b_;   // (out, R), each block times its scale
 };
 
 }  // namespace longspan::trainer

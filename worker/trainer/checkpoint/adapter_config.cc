@@ -30,7 +30,9 @@ nlohmann::json AdapterConfigDocument(const AdapterDescription& adapter) {
       {"bias", "none"},
       {"fan_in_fan_out", false},
       {"init_lora_weights", true},
-      {"use_rslora", false},
+      {"use_rslora", adapter.rslora},
+      {"rank_pattern", adapter.rank_pattern},
+      {"alpha_pattern", adapter.alpha_pattern},
       {"use_dora", false},
   };
   document["modules_to_save"] =

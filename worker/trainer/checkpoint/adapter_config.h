@@ -4,6 +4,7 @@
 // name alone would leave the other half of the pair old when PEFT loads it. Pure.
 #pragma once
 
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -14,12 +15,16 @@
 
 namespace longspan::trainer {
 
-// `rank`, `alpha` and `targets` as resolved by the model (from the job or the adapter it started from).
+// As resolved by the model (from the job or the adapter it started from).
 struct AdapterDescription {
   std::string base_model;
   int64_t rank = 8;
   double alpha = 16;
   double dropout = 0;
+  bool rslora = false;
+  // No module is matched by two keys of one pattern, so the order of keys in the file means nothing.
+  std::map<std::string, int64_t> rank_pattern;
+  std::map<std::string, double> alpha_pattern;
   std::vector<std::string> targets;
   std::vector<std::string> modules_to_save;
 };

@@ -19,7 +19,8 @@ std::string NameOf(jobfile::EvaluationProtocol protocol) {
 
 CausalLm::EvaluationOptions OptionsOf(const std::string& model) {
   CausalLm::EvaluationOptions options;
-  options.adapted = model == "extended";
+  options.adapted = model == "extended" || model == "merged";
+  options.original_weights = model == "merged";
   options.rope = model == "base" ? RopeScaling::kOriginal : RopeScaling::kExtended;
   return options;
 }

@@ -23,7 +23,7 @@ namespace longspan::trainer {
 inline constexpr int64_t kPaperWindowStride = 256;  // tokens
 
 struct EvaluationRow {
-  std::string model;     // "base" | "rescaled" | "extended"
+  std::string model;     // "base" | "rescaled" | "extended" | "merged" (LoRA over the original weights of a 4-bit base)
   int64_t length = 0;    // tokens of a window
   std::string protocol;  // "windows" | "paper"
   double perplexity = 0;

@@ -18,6 +18,8 @@ class StoredTensors : public BaseTensors {
   explicit StoredTensors(WeightFolder folder) : folder_(std::move(folder)) {}
   at::Tensor Read(const std::string& name) const override { return folder_.View(name); }
   at::ScalarType ExportDtype(const std::string& name) const override { return folder_.entry(name).dtype; }
+  void LetGo(const std::string& name) const override { folder_.LetGo(name); }
+  std::vector<std::string> paths() const override { return folder_.paths(); }
 
  private:
   WeightFolder folder_;

@@ -27,6 +27,10 @@ class BaseTensors {
   virtual at::Tensor Read(const std::string& name) const = 0;
   // The dtype that an exported tensor gets: the file's, or config.json's for random weights.
   virtual at::ScalarType ExportDtype(const std::string& name) const = 0;
+  // The memory behind what Read gave for that name may be given back.
+  virtual void LetGo(const std::string& name) const {}
+  // The files that the tensors come from; none for random ones.
+  virtual std::vector<std::string> paths() const { return {}; }
 };
 
 // Checks that every tensor is there with its shape and a floating dtype; UserError names file, tensor and both shapes.

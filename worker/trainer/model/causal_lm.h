@@ -53,8 +53,9 @@ struct ModelOptions {
   // Adds LoRA to the base when the method has it. The parts of the spec that are read: model, context_length,
   // attention, method, rope, training.{dtype, seed}.
   jobfile::JobSpec spec;
-  bool dropout = true;  // off in the probe
-  MemoryPolicy memory;  // what layers keep, and the sizes of tiles; changes nothing beyond rounding
+  bool dropout = true;          // off in the probe
+  MemoryPolicy memory;          // what layers keep, and the sizes of tiles; changes nothing beyond rounding
+  std::string quantized_cache;  // folder where qlora and qlonglora keep the 4-bit base; empty: it is made in memory
 };
 
 class CausalLm {
@@ -70,7 +71,10 @@ class CausalLm {
   virtual const ModelConfig& config() const = 0;     // with the job's rope applied
   virtual std::vector<Trainable>& trainables() = 0;  // in a fixed order, the same on every rank
   virtual int64_t parameter_count() const = 0;       // of the base model
-  virtual const AdapterPlan& adapter() const = 0;    // rank, alpha and targets as resolved; what trains
+  virtual const AdapterPlan& adapter() const = 0;    // ranks, alphas and targets as resolved; what trains
+  // What spec.method.adapter put in the place of base tensors and this job does not train: an adapter made from this
+  // model is wrong without it. Named like trainables(); without gradients.
+  virtual std::vector<Trainable> carried() const { return {}; }
 
   virtual void ZeroGradients() = 0;
   // Training attention (S2 or full, as the spec says), extended positions. Adds to every gradient.
@@ -84,6 +88,8 @@ class CausalLm {
   struct EvaluationOptions {
     RopeScaling rope = RopeScaling::kExtended;
     bool adapted = true;
+    // Of a 4-bit base: the folder's own weights in the place of the dequantized ones, read layer by layer.
+    bool original_weights = false;
   };
   virtual LossSum Evaluate(const at::Tensor& input_ids, const at::Tensor& labels, const EvaluationOptions& options) = 0;
 
@@ -93,7 +99,8 @@ class CausalLm {
   virtual at::Tensor Continue(const std::vector<Continuation>& sequences, const EvaluationOptions& options) = 0;
 
   // Every tensor of the merged model under its Hugging Face name, one at a time, LoRA merged in fp32 and rounded to the
-  // base file's dtype; frozen tensors bit-equal to the base's.
+  // base file's dtype; frozen tensors bit-equal to the base's. Of a 4-bit base the linear layers are the dequantized
+  // ones, unless spec.output.merged_base says otherwise.
   virtual void ForEachMergedTensor(
       const std::function<void(const std::string& name, const at::Tensor& value)>& visit) = 0;
 

@@ -35,7 +35,7 @@ at::Tensor Normalise(const LayerPass& pass, const NormWeight& norm, const at::Te
 
 at::Tensor ProjectQueryKeyValue(const FusedLinear& linear, const FusedLinear::Pass& linear_pass, const LayerPass& pass,
                                 const at::Tensor& normed) {
-  at::Tensor out = at::empty({normed.size(0), linear.weight.size(0)}, normed.options());
+  at::Tensor out = at::empty({normed.size(0), linear.outputs()}, normed.options());
   linear.Forward(linear_pass, normed, 0, out);
   ApplyRotation(ViewHeads(pass.shape, out).turned, pass.rotation, /*inverse=*/false);
   return out;
@@ -70,17 +70,14 @@ at::Tensor SigmoidOfGate(const at::Tensor& gate_up, int64_t intermediate_size) {
   return at::sigmoid(gate_up.narrow(1, 0, intermediate_size).to(at::kFloat));
 }
 
-// Where LoRA is folded into the weight; null where that costs more than it saves.
-at::Tensor* FoldedIn(const LayerPass& pass, at::Tensor* scratch) { return pass.folds ? scratch : nullptr; }
-
 // The MLP's two linears, ready for one pass.
 struct MlpPasses {
   FusedLinear::Pass gate_up, down;
 };
 
 MlpPasses BeginMlp(const LayerWeights& weights, const LayerPass& pass, int64_t layer, Workspace* workspace) {
-  return {weights.gate_up.Begin(pass.adapted, &pass.dropout, layer, FoldedIn(pass, &workspace->folded_mlp_in)),
-          weights.down.Begin(pass.adapted, &pass.dropout, layer, FoldedIn(pass, &workspace->folded_mlp_out))};
+  return {weights.gate_up.Begin(pass.adapted, &pass.dropout, layer, &workspace->folded_mlp_in, pass.folds),
+          weights.down.Begin(pass.adapted, &pass.dropout, layer, &workspace->folded_mlp_out, pass.folds)};
 }
 
 // Rows [begin, end) of y = r + MLP(norm(r)).
@@ -144,12 +141,12 @@ at::Tensor LayerForward(const LayerWeights& weights, const LayerPass& pass, int6
   at::Tensor residual;
   {
     auto linear_pass =
-        weights.query_key_value.Begin(pass.adapted, &pass.dropout, layer, FoldedIn(pass, &workspace->folded_attention));
+        weights.query_key_value.Begin(pass.adapted, &pass.dropout, layer, &workspace->folded_attention, pass.folds);
     const at::Tensor query_key_value = ProjectQueryKeyValue(weights.query_key_value, linear_pass, pass,
                                                             Normalise(pass, weights.input_norm, x, nullptr));
     AttentionResult attention = Attend(pass, layer, query_key_value);
     linear_pass =
-        weights.output.Begin(pass.adapted, &pass.dropout, layer, FoldedIn(pass, &workspace->folded_attention));
+        weights.output.Begin(pass.adapted, &pass.dropout, layer, &workspace->folded_attention, pass.folds);
     residual = AddOutputProjection(weights.output, linear_pass, x, attention.out);
     if (saved != nullptr) saved->x = x;
     if (keeps(KeepPolicy::kAttentionOutput)) {

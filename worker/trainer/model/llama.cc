@@ -7,6 +7,7 @@
 #include "worker/trainer/model/decoder_layer.h"
 #include "worker/trainer/model/model_weights.h"
 #include "worker/trainer/model/packed_documents.h"
+#include "worker/trainer/model/quantize_source.h"
 #include "worker/trainer/model/rotary_positions.h"
 #include "worker/trainer/model/token_loss.h"
 #include "worker/trainer/model/training_attention.h"
@@ -40,7 +41,7 @@ class LlamaCausalLm : public CausalLm {
   explicit LlamaCausalLm(const ModelOptions& options)
       : options_(options),
         config_(WithJobRope(ReadModelConfig(options.spec.model.path), options.spec)),
-        plan_(ResolveAdapterPlan(options.spec)),
+        plan_(ResolveAdapterPlan(options.spec, AdaptableModelOf(config_))),
         base_(options.spec.model.init == jobfile::ModelInit::kRandom
                   ? RandomBaseTensors(config_, options.spec.training.seed)
                   : OpenBaseTensors(config_, options.spec.model.path)),
@@ -50,6 +51,12 @@ class LlamaCausalLm : public CausalLm {
     weight_options.dtype = ComputeDtype(options.spec);
     weight_options.adapter_folder = options.spec.method.adapter;
     weight_options.seed = options.spec.training.seed;
+    QuantizedBase quantized;
+    if (plan_.quantized) {
+      quantized =
+          LoadQuantizedBase(QuantizeSourceOf(config_, AdaptableModelOf(config_), *base_), options.quantized_cache);
+      weight_options.quantized = &quantized;
+    }
     weights_ = LoadModelWeights(config_, *base_, plan_, weight_options);
     trainables_ = AttachGradients(config_, plan_, &weights_);
   }
@@ -57,6 +64,7 @@ class LlamaCausalLm : public CausalLm {
   const ModelConfig& config() const override { return config_; }
   std::vector<Trainable>& trainables() override { return trainables_.items; }
   const AdapterPlan& adapter() const override { return plan_; }
+  std::vector<Trainable> carried() const override { return CarriedTensors(weights_, trainables_); }
 
   int64_t parameter_count() const override {
     int64_t count = 0;
@@ -137,14 +145,16 @@ class LlamaCausalLm : public CausalLm {
 
   void ForEachMergedTensor(
       const std::function<void(const std::string& name, const at::Tensor& value)>& visit) override {
-    VisitMergedTensors(config_, *base_, plan_, weights_, visit);
+    VisitMergedTensors(config_, *base_, plan_, weights_, options_.spec.output.merged_base, visit);
   }
 
  private:
   const ModelWeights& WeightsFor(const EvaluationOptions& options) {
     Refresh();
     if (!options.adapted && !base_weights_) base_weights_ = BaseOf(config_, *base_, plan_, weights_);
-    return options.adapted ? weights_ : *base_weights_;
+    if (!options.adapted) return *base_weights_;
+    if (!options.original_weights) return weights_;
+    return over_originals_.emplace(OverOriginalLinears(*base_, weights_));
   }
 
   // One row of angles a row of the pass, each at its own position in a text as long as it is after this call.
@@ -280,6 +290,7 @@ class LlamaCausalLm : public CausalLm {
   ModelWeights weights_;
   TrainableList trainables_;
   std::optional<ModelWeights> base_weights_;  // for evaluation without what was trained; dropped by training
+  std::optional<ModelWeights> over_originals_;  // views, made for each call
   RotaryPositions original_positions_, extended_positions_;
   Workspace workspace_;
   bool values_changed_ = false;

@@ -7,6 +7,8 @@
 #include <optional>
 #include <set>
 
+#include "worker/trainer/adapters/adapter_folder.h"
+
 namespace longspan::trainer {
 namespace {
 
@@ -113,15 +115,16 @@ class Loader {
   }
 
   FusedLinear LoadLinear(size_t layer, const std::vector<std::string>& modules) {
+    FusedLinear linear;
+    linear.dtype = options_.dtype;
     std::vector<at::Tensor> stored;
     int64_t outputs = 0;
     for (const std::string& module : modules) {
       stored.push_back(base_.Read(ModuleName(layer, module) + ".weight"));
       outputs += stored.back().size(0);
     }
-    FusedLinear linear;
-    linear.weight = at::empty({outputs, stored[0].size(1)}, options_.dtype);
-    if (plan_.has_lora) linear.scale = plan_.scale();
+    const int64_t inputs = stored[0].size(1);
+    if (options_.quantized == nullptr) linear.weight = at::empty({outputs, inputs}, options_.dtype);
     int64_t first = 0;
     for (size_t index = 0; index < modules.size(); ++index) {
       LinearPart part;
@@ -130,8 +133,12 @@ class Loader {
       part.module_index = std::find(known.begin(), known.end(), part.module) - known.begin();
       part.first_output = first;
       part.outputs = stored[index].size(0);
-      linear.weight.narrow(0, first, part.outputs).copy_(stored[index]);
-      if (plan_.Targets(part.module)) part.lora = LoadLora(layer, part, linear.weight.size(1));
+      if (options_.quantized == nullptr) {
+        linear.weight.narrow(0, first, part.outputs).copy_(stored[index]);
+      } else {
+        part.quantized = std::move(options_.quantized->at(ModuleName(layer, part.module)));
+      }
+      if (plan_.Targets(part.module)) part.lora = LoadLora(layer, part, inputs);
       first += part.outputs;
       linear.parts.push_back(std::move(part));
     }
@@ -142,17 +149,19 @@ class Loader {
   LoraFactors LoadLora(size_t layer, const LinearPart& part, int64_t inputs) {
     const std::string a_name = ModuleName(layer, part.module) + ".lora_A.weight";
     const std::string b_name = ModuleName(layer, part.module) + ".lora_B.weight";
+    const int64_t rank = plan_.RankOf(ModuleName(layer, part.module));
     LoraFactors lora;
+    lora.scale = plan_.ScaleOf(ModuleName(layer, part.module));
     if (adapter_.present()) {
-      lora.a = Owned(adapter_.Take(a_name, {plan_.rank, inputs}));
-      lora.b = Owned(adapter_.Take(b_name, {part.outputs, plan_.rank}));
+      lora.a = Owned(adapter_.Take(a_name, {rank, inputs}));
+      lora.b = Owned(adapter_.Take(b_name, {part.outputs, rank}));
       return lora;
     }
     const double bound =
         1.0 / std::sqrt(static_cast<double>(inputs));  // Kaiming-uniform with a = sqrt(5), as PEFT draws A
-    const at::Tensor drawn = at::empty({plan_.rank, inputs}, at::kFloat);
+    const at::Tensor drawn = at::empty({rank, inputs}, at::kFloat);
     lora.a = drawn.uniform_(-bound, bound, NamedGenerator(options_.seed, a_name)).to(options_.dtype);
-    lora.b = at::zeros({part.outputs, plan_.rank}, options_.dtype);
+    lora.b = at::zeros({part.outputs, rank}, options_.dtype);
     return lora;
   }
 
@@ -212,9 +221,16 @@ class GradientAttacher {
   TrainableList* list_;
 };
 
-at::Tensor MergedLinear(const at::Tensor& stored, const LinearPart& part, double scale) {
+// Rows of a frozen linear layer with LoRA added in fp32, over what the base has or over what it was quantized to.
+at::Tensor MergedLinear(const at::Tensor& stored, const LinearPart& part, jobfile::MergedBase merged_base) {
+  at::Tensor weight = stored;
+  if (part.quantized && merged_base == jobfile::MergedBase::kQuantized) {
+    weight = at::empty(stored.sizes(), at::kFloat);
+    DequantizeNf4(*part.quantized, weight);
+  }
+  if (!part.lora) return weight;
   const at::Tensor update = at::mm(part.lora->b.to(at::kFloat), part.lora->a.to(at::kFloat));
-  return stored.to(at::kFloat).add(update, scale);
+  return weight.to(at::kFloat).add(update, part.lora->scale);
 }
 
 // The tensors that are neither as the base has them nor merely merged: name and current value.
@@ -234,17 +250,30 @@ std::vector<NamedTensor> ChangedTensors(const AdapterPlan& plan, const ModelWeig
     for (const FusedLinear* linear :
          {&layer_weights.query_key_value, &layer_weights.output, &layer_weights.gate_up, &layer_weights.down}) {
       for (const LinearPart& part : linear->parts) {
+        if (!linear->weight.defined()) continue;
         add(ModuleName(layer, part.module) + ".weight", linear->weight.narrow(0, part.first_output, part.outputs),
             plan.trains_base);
       }
     }
   }
   add(kFinalNormName, weights.final_norm.value, plan.trains_norms);
-  add(kHeadName, weights.head.value, plan.trains_base);
+  add(kHeadName, weights.head.value, plan.trains_head);
   return changed;
 }
 
 }  // namespace
+
+AdaptableModel AdaptableModelOf(const ModelConfig& config) {
+  AdaptableModel model;
+  model.default_targets = {"q_proj", "k_proj", "v_proj", "o_proj"};
+  model.tied_embeddings = config.tie_word_embeddings;
+  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    for (const std::string& module : AdaptableModules()) {
+      model.linear_names.push_back(ModuleName(static_cast<size_t>(layer), module));
+    }
+  }
+  return model;
+}
 
 ModelWeights LoadModelWeights(const ModelConfig& config, const BaseTensors& base, const AdapterPlan& plan,
                               const WeightOptions& options) {
@@ -271,9 +300,19 @@ TrainableList AttachGradients(const ModelConfig& config, const AdapterPlan& plan
     weights->head.gradient = weights->embedding.gradient;
     list.head = {list.items.size(), list.items.size()};
   } else {
-    list.head = attach.Vocabulary(kHeadName, plan.trains_base, &weights->head);
+    list.head = attach.Vocabulary(kHeadName, plan.trains_head, &weights->head);
   }
   return list;
+}
+
+std::vector<Trainable> CarriedTensors(const ModelWeights& weights, const TrainableList& trainables) {
+  std::set<std::string> trained;
+  for (const Trainable& trainable : trainables.items) trained.insert(trainable.name);
+  std::vector<Trainable> carried;
+  for (const auto& [name, value] : ChangedTensors(AdapterPlan{}, weights)) {
+    if (trained.count(kPeftPrefix + name) == 0) carried.push_back({kPeftPrefix + name, value, at::Tensor(), false});
+  }
+  return carried;
 }
 
 ModelWeights BaseOf(const ModelConfig& config, const BaseTensors& base, const AdapterPlan& plan,
@@ -296,18 +335,34 @@ ModelWeights BaseOf(const ModelConfig& config, const BaseTensors& base, const Ad
   return result;
 }
 
+ModelWeights OverOriginalLinears(const BaseTensors& base, const ModelWeights& weights) {
+  ModelWeights result = weights;
+  for (size_t layer = 0; layer < result.layers.size(); ++layer) {
+    LayerWeights& layer_weights = result.layers[layer];
+    for (FusedLinear* linear :
+         {&layer_weights.query_key_value, &layer_weights.output, &layer_weights.gate_up, &layer_weights.down}) {
+      for (LinearPart& part : linear->parts) {
+        if (!part.quantized) continue;
+        part.quantized.reset();
+        part.stored = base.Read(ModuleName(layer, part.module) + ".weight");
+      }
+    }
+  }
+  return result;
+}
+
 void VisitMergedTensors(const ModelConfig& config, const BaseTensors& base, const AdapterPlan& plan,
-                        const ModelWeights& weights,
+                        const ModelWeights& weights, jobfile::MergedBase merged_base,
                         const std::function<void(const std::string& name, const at::Tensor& value)>& visit) {
   std::map<std::string, at::Tensor> changed;
   for (auto& [name, value] : ChangedTensors(plan, weights)) changed[name] = value;
-  std::map<std::string, std::pair<const LinearPart*, double>> adapted;
+  std::map<std::string, const LinearPart*> part_of;
   for (size_t layer = 0; layer < weights.layers.size(); ++layer) {
     const LayerWeights& layer_weights = weights.layers[layer];
     for (const FusedLinear* linear :
          {&layer_weights.query_key_value, &layer_weights.output, &layer_weights.gate_up, &layer_weights.down}) {
       for (const LinearPart& part : linear->parts) {
-        if (part.lora) adapted[ModuleName(layer, part.module) + ".weight"] = {&part, linear->scale};
+        part_of[ModuleName(layer, part.module) + ".weight"] = &part;
       }
     }
   }
@@ -315,8 +370,8 @@ void VisitMergedTensors(const ModelConfig& config, const BaseTensors& base, cons
     const at::ScalarType dtype = base.ExportDtype(tensor.name);
     if (const auto found = changed.find(tensor.name); found != changed.end()) {
       visit(tensor.name, found->second.to(dtype));
-    } else if (const auto part = adapted.find(tensor.name); part != adapted.end()) {
-      visit(tensor.name, MergedLinear(base.Read(tensor.name), *part->second.first, part->second.second).to(dtype));
+    } else if (const auto part = part_of.find(tensor.name); part != part_of.end()) {
+      visit(tensor.name, MergedLinear(base.Read(tensor.name), *part->second, merged_base).to(dtype));
     } else {
       visit(tensor.name, base.Read(tensor.name).to(dtype));
     }

@@ -10,8 +10,12 @@
 #include "worker/trainer/model/causal_lm.h"
 #include "worker/trainer/model/decoder_layer.h"
 #include "worker/trainer/model/model_config.h"
+#include "worker/trainer/quantized/quantized_base.h"
 
 namespace longspan::trainer {
+
+// What a plan needs to know of the model.
+AdaptableModel AdaptableModelOf(const ModelConfig& config);
 
 // A (V, d) matrix: the token embedding or the output head. Tied, both are the same tensors.
 struct VocabularyWeight {
@@ -41,7 +45,8 @@ struct TrainableList {
 // Loads the base, LoRA (drawn from the seed, or the adapter folder's) and what the adapter folder replaces, in `dtype`.
 struct WeightOptions {
   at::ScalarType dtype = at::kFloat;
-  std::string adapter_folder;  // empty: A drawn from the seed, B zero
+  std::string adapter_folder;          // empty: A drawn from the seed, B zero
+  QuantizedBase* quantized = nullptr;  // the linear layers in 4 bits, taken from here; null: from the base
   int64_t seed = 0;
 };
 ModelWeights LoadModelWeights(const ModelConfig& config, const BaseTensors& base, const AdapterPlan& plan,
@@ -50,13 +55,20 @@ ModelWeights LoadModelWeights(const ModelConfig& config, const BaseTensors& base
 // Allocates the gradients of what `plan` trains and lists it.
 TrainableList AttachGradients(const ModelConfig& config, const AdapterPlan& plan, ModelWeights* weights);
 
+// What an adapter folder replaced and what does not train (CausalLm::carried).
+std::vector<Trainable> CarriedTensors(const ModelWeights& weights, const TrainableList& trainables);
+
 // The weights as the base has them: LoRA off, trained and replaced values read again. Shares what never changed.
 ModelWeights BaseOf(const ModelConfig& config, const BaseTensors& base, const AdapterPlan& plan,
                     const ModelWeights& weights);
 
+// `weights` with the base's own linear layers in the place of 4-bit ones, as views that a pass copies from. Shares the
+// rest; valid until LoRA changes.
+ModelWeights OverOriginalLinears(const BaseTensors& base, const ModelWeights& weights);
+
 // Visits the merged model tensor by tensor (CausalLm::ForEachMergedTensor).
 void VisitMergedTensors(const ModelConfig& config, const BaseTensors& base, const AdapterPlan& plan,
-                        const ModelWeights& weights,
+                        const ModelWeights& weights, jobfile::MergedBase merged_base,
                         const std::function<void(const std::string& name, const at::Tensor& value)>& visit);
 
 }  // namespace longspan::trainer

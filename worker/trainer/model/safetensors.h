@@ -42,6 +42,9 @@ class SafetensorsFile {
   bool Has(const std::string& name) const { return entries_.count(name) != 0; }
   // Read-only view of the mapped bytes (a copy where they are not aligned). UserError when absent.
   at::Tensor View(const std::string& name) const;
+  // Gives the memory of a tensor's pages back; a later read takes them from the file again. For who reads a large file
+  // through once.
+  void LetGo(const std::string& name) const;
 
  private:
   std::string path_;
@@ -62,6 +65,8 @@ class WeightFolder {
   at::Tensor View(const std::string& name) const;
   const SafetensorsFile::Entry& entry(const std::string& name) const;
   const std::string& path_of(const std::string& name) const;  // the file that holds it, for messages
+  void LetGo(const std::string& name) const;
+  std::vector<std::string> paths() const;  // of the files that hold tensors, in the order of their names
 
  private:
   std::string folder_;

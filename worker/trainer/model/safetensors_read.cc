@@ -174,6 +174,15 @@ at::Tensor SafetensorsFile::View(const std::string& name) const {
   return at::from_blob(const_cast<char*>(start), entry.shape, [keep](void*) {}, options);
 }
 
+void SafetensorsFile::LetGo(const std::string& name) const {
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const Entry& entry = entries_.at(name);
+  const auto begin = reinterpret_cast<uintptr_t>(data_ + entry.offset) / page * page;
+  const auto end = reinterpret_cast<uintptr_t>(data_ + entry.offset + entry.bytes);
+  // Clean pages of a file: a neighbour's in the first or last one are read again when they are wanted.
+  if (end > begin) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
 WeightFolder WeightFolder::Open(const std::string& folder) {
   namespace fs = std::filesystem;
   WeightFolder weights;
@@ -229,5 +238,14 @@ const SafetensorsFile::Entry& WeightFolder::entry(const std::string& name) const
 }
 
 const std::string& WeightFolder::path_of(const std::string& name) const { return files_[file_of_.at(name)].path(); }
+
+void WeightFolder::LetGo(const std::string& name) const { files_[file_of_.at(name)].LetGo(name); }
+
+std::vector<std::string> WeightFolder::paths() const {
+  std::vector<std::string> paths;
+  for (const SafetensorsFile& file : files_) paths.push_back(file.path());
+  std::sort(paths.begin(), paths.end());
+  return paths;
+}
 
 }  // namespace longspan::trainer
