@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <set>
@@ -14,7 +15,7 @@
 namespace longspan::client {
 namespace {
 
-constexpr const char* kModels[] = {"base", "rescaled", "extended"};
+constexpr const char* kModels[] = {"base", "rescaled", "extended", "merged"};
 
 std::string PerplexityText(double perplexity) {
   if (!std::isfinite(perplexity)) return fmt::format("{}", perplexity);
@@ -62,12 +63,17 @@ void PrintPerplexity(std::ostream& out, const v1::Job& job) {
   }
   if (lengths.empty()) return;
   out << "Perplexity by length (full attention; lower is better)\n\n";
+  // Only a 4-bit job whose result is merged into the original weights has rows of its own for that.
+  const bool has_merged =
+      std::any_of(rows.begin(), rows.end(), [](const auto& row) { return row.second.model() == kModels[3]; });
   std::vector<std::string> headings = {">tokens", ">base", ">rescaled", ">extended"};
+  if (has_merged) headings.push_back(">merged");
   if (protocols.size() > 1) headings.push_back("protocol");
   Table table(headings);
   for (const auto& [protocol, length] : lengths) {
     std::vector<std::string> cells = {CountText(length)};
     for (const char* model : kModels) {
+      if (model == kModels[3] && !has_merged) continue;
       const auto found = rows.find({protocol, length, model});
       cells.push_back(found == rows.end() ? "-" : PerplexityText(found->second.perplexity()));
     }

@@ -295,10 +295,7 @@ std::vector<Mistake> NotYetSupported(const JobSpec& spec) {
   refuse_key("evaluation.topics", !spec.evaluation.topics.lengths.empty());
   refuse_key("evaluation.longbench", !spec.evaluation.longbench.path.empty());
   refuse_key("evaluation.conversations", !spec.evaluation.conversations.path.empty());
-  if (spec.output.merged_base == MergedBase::kOriginal) refuse("output.merged_base", "original", "quantized");
   if (spec.data.packing) refuse("data.packing", "true", "false");
-  if (spec.method.kind == MethodKind::kQlora) refuse("method.kind", "qlora", "lora");
-  if (spec.method.kind == MethodKind::kQlongLora) refuse("method.kind", "qlonglora", "longlora");
   if (spec.evaluation.protocol != EvaluationProtocol::kWindows) {
     refuse("evaluation.protocol", NameOf(spec.evaluation.protocol), "windows");
   }

@@ -53,6 +53,11 @@ void PublishAs(const fs::path& target, Write write) {
 }
 
 std::string AdapterReadme(const jobfile::JobSpec& spec, const std::string& base) {
+  const char* const quantized = R"(
+It was trained over the base in 4 bits (NF4, block 64, double quantisation, bf16 or fp32 computation). The lines above load the base
+as it is, which is near but not the same; `merged/` and the run card say what was measured. To load the base in 4 bits, add
+`quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)`.
+)";
   // A JSON string is a Python string, whatever characters the path has.
   const std::string quoted = nlohmann::json(base).dump();
   return fmt::format(
@@ -71,8 +76,8 @@ model = PeftModel.from_pretrained(base_model, ".")
 ```
 
 Loading the adapter over the base's own config runs without an error and gives wrong positions.
-)",
-      spec.name, spec.context_length, quoted);
+{})",
+      spec.name, spec.context_length, quoted, IsQuantized(spec.method.kind) ? quantized : "");
 }
 
 void CopyTokenizer(const fs::path& model_folder, const fs::path& target) {
@@ -112,6 +117,20 @@ void RefuseIfMissing(CausalLm& model, const std::set<std::string>& written) {
                       ", which was trained: refusing to export");
     }
   }
+}
+
+// What the rows of a q-method's table are of, and which of them merged/ is.
+std::string QuantizedNote(const jobfile::JobSpec& spec) {
+  std::string note =
+      "The linear layers of the base were kept in 4 bits (NF4, block 64, double quantisation): the rows `base`, "
+      "`rescaled` and `extended` are of these values.";
+  if (!spec.output.merged) return note;
+  if (ExportsOriginalWeights(spec)) {
+    return note + " merged/ holds LoRA over the original weights, which is the row `merged`.";
+  }
+  return note +
+         " merged/ holds LoRA over the dequantized values: it is the model of the row `extended`, rounded to the "
+         "dtype of the base's files.";
 }
 
 std::string MarkdownTable(const nlohmann::json& evaluation) {
@@ -220,6 +239,10 @@ void WriteRunCard(const jobfile::JobSpec& spec, CausalLm& model, const RunCardFa
   card["notes"] = nlohmann::json::array();
   if (config.tie_word_embeddings && model.adapter().trains_embedding) {
     card["notes"].push_back("The embeddings are tied: the output head trained together with the token embedding.");
+  }
+  if (IsQuantized(spec.method.kind)) {
+    card["base_weights"] = "nf4";
+    card["notes"].push_back(QuantizedNote(spec));
   }
   card["spec"] = std::move(spec_document);
   storage::WriteFileAtomically(work / "run_card.md", RunCardMarkdown(spec, card));

@@ -19,6 +19,7 @@
 #include "worker/trainer/export.h"
 #include "worker/trainer/model/causal_lm.h"
 #include "worker/trainer/parallel/communicator.h"
+#include "worker/trainer/quantized/quantized_base.h"
 #include "worker/trainer/train_loop.h"
 #include "worker/trainer/weights_of_job.h"
 
@@ -260,7 +261,12 @@ void JobRun::LoadModel() {
   session_.Send(lines::Expect{"loading the model", 1800});
   ModelOptions options;
   options.spec = options_.spec;
+  options.quantized_cache = DefaultQuantizedRoot(options_.work);
+  // Rank 0 makes the 4-bit base, the others find it in the cache.
+  const bool shared = IsQuantized(options_.spec.method.kind) && options_.world_size > 1;
+  if (shared && !speaks()) ranks_->Get("model loaded", [this] { ThrowIfStopped(); });
   model_ = CausalLm::Load(options);
+  if (shared && speaks()) ranks_->Publish("model loaded", "yes");
 }
 
 // ---- train ----
@@ -384,6 +390,7 @@ void JobRun::EvaluatePhase() {
     untrained.clear();
   }
   untrained.push_back("extended");
+  if (ExportsOriginalWeights(options_.spec)) untrained.push_back("merged");
   if (!stopped) {
     for (EvaluationRow& row : EvaluateRows(untrained, *model_, &stopped)) rows.push_back(std::move(row));
   }
@@ -392,6 +399,7 @@ void JobRun::EvaluatePhase() {
   nlohmann::json document = {
       {"job", job_}, {"checkpoint", resume_->name}, {"step", resume_->state.step}, {"attention", "full"}};
   document["protocol"] = options_.spec.evaluation.protocol == jobfile::EvaluationProtocol::kPaper ? "paper" : "windows";
+  if (IsQuantized(options_.spec.method.kind)) document["base_weights"] = "nf4";
   document["rows"] = nlohmann::json::array();
   for (const EvaluationRow& row : rows) document["rows"].push_back(ToDocument(row));
   storage::WriteFileAtomically(options_.work / "evaluation.json", document.dump(2) + "\n");

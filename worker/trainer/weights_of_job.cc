@@ -7,6 +7,11 @@
 
 namespace longspan::trainer {
 
+bool ExportsOriginalWeights(const jobfile::JobSpec& spec) {
+  return IsQuantized(spec.method.kind) && spec.output.merged &&
+         spec.output.merged_base == jobfile::MergedBase::kOriginal;
+}
+
 std::string WeightsFileOf(const jobfile::JobSpec& spec) {
   return spec.method.kind == jobfile::MethodKind::kFull ? "model.safetensors" : "adapter_model.safetensors";
 }

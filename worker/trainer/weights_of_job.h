@@ -11,6 +11,9 @@
 
 namespace longspan::trainer {
 
+// Whether merged/ has LoRA over other weights than those it was trained on: then it is measured apart.
+bool ExportsOriginalWeights(const jobfile::JobSpec& spec);
+
 // adapter_model.safetensors, or model.safetensors for method full.
 std::string WeightsFileOf(const jobfile::JobSpec& spec);
 

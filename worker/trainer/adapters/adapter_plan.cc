@@ -179,7 +179,7 @@ AdapterPlan ResolveAdapterPlan(const jobfile::JobSpec& spec, const AdaptableMode
     case jobfile::MethodKind::kQlongLora:
       break;
   }
-  plan.quantized = method.kind == jobfile::MethodKind::kQlora || method.kind == jobfile::MethodKind::kQlongLora;
+  plan.quantized = IsQuantized(method.kind);
   FillSwitches(method, norms_and_embedding, model.tied_embeddings, &plan);
   if (plan.trains_base) return plan;
   plan.has_lora = true;

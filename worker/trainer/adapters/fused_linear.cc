@@ -54,8 +54,8 @@ void FusedLinear::Refresh() {
   }
 }
 
-FusedLinear::Pass FusedLinear::Begin(bool adapted, const DropoutPass* dropout, int64_t layer,
-                                     at::Tensor* scratch, bool fold) const {
+FusedLinear::Pass FusedLinear::Begin(bool adapted, const DropoutPass* dropout, int64_t layer, at::Tensor* scratch,
+                                     bool fold) const {
   const bool with_lora = adapted && HasLora();
   Pass pass;
   pass.layer = layer;

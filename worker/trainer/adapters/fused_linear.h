@@ -70,10 +70,9 @@ class FusedLinear {
   bool HasLora() const;
   // Rebuilds what is derived from A and B; call when they changed.
   void Refresh();
-  // `scratch` is grown as needed and holds the pass's weight where that is not the standing one. `fold` false: LoRA stays
-  // apart, which pays for few rows.
-  Pass Begin(bool adapted, const DropoutPass* dropout, int64_t layer, at::Tensor* scratch,
-             bool fold = true) const;
+  // `scratch` is grown as needed and holds the pass's weight where that is not the standing one. `fold` false: LoRA
+  // stays apart, which pays for few rows.
+  Pass Begin(bool adapted, const DropoutPass* dropout, int64_t layer, at::Tensor* scratch, bool fold = true) const;
 
   // y (n, out) = the layers of x (n, in), which starts at row `first_row` of the batch.
   void Forward(const Pass& pass, const at::Tensor& x, int64_t first_row, const at::Tensor& y) const;

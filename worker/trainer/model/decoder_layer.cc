@@ -145,8 +145,7 @@ at::Tensor LayerForward(const LayerWeights& weights, const LayerPass& pass, int6
     const at::Tensor query_key_value = ProjectQueryKeyValue(weights.query_key_value, linear_pass, pass,
                                                             Normalise(pass, weights.input_norm, x, nullptr));
     AttentionResult attention = Attend(pass, layer, query_key_value);
-    linear_pass =
-        weights.output.Begin(pass.adapted, &pass.dropout, layer, &workspace->folded_attention, pass.folds);
+    linear_pass = weights.output.Begin(pass.adapted, &pass.dropout, layer, &workspace->folded_attention, pass.folds);
     residual = AddOutputProjection(weights.output, linear_pass, x, attention.out);
     if (saved != nullptr) saved->x = x;
     if (keeps(KeepPolicy::kAttentionOutput)) {

@@ -289,7 +289,7 @@ class LlamaCausalLm : public CausalLm {
   std::unique_ptr<BaseTensors> base_;
   ModelWeights weights_;
   TrainableList trainables_;
-  std::optional<ModelWeights> base_weights_;  // for evaluation without what was trained; dropped by training
+  std::optional<ModelWeights> base_weights_;    // for evaluation without what was trained; dropped by training
   std::optional<ModelWeights> over_originals_;  // views, made for each call
   RotaryPositions original_positions_, extended_positions_;
   Workspace workspace_;
