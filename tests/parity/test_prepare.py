@@ -1,6 +1,7 @@
 """`prepare` against the tokenizers package: the ids of every document, with BOS and EOS, one after another."""
 
 import json
+import os
 import random
 
 import pytest
@@ -48,3 +49,31 @@ def test_ids_equal_those_of_the_tokenizers_package(form, tmp_path, trainer_binar
     assert len(offsets) == len(texts) + 1
     for index, ids in enumerate(expected):
         assert tokens[offsets[index] : offsets[index + 1]].tolist() == ids, f"document {index}"
+
+
+def peak_memory_bytes(job, tmp_path, name, copies):
+    """Of `prepare` over a corpus of so many copies of some megabyte: one text, and as many lines."""
+    text = tiny_jobs.words(130_000, seed=3)
+    with (job.corpus / "text.txt").open("w") as file:
+        for _ in range(copies):
+            file.write(text)
+    with (job.corpus / "lines.jsonl").open("w") as file:
+        for _ in range(copies):
+            file.writelines(json.dumps({"text": line}) + "\n" for line in text.splitlines())
+    spec = trainer.merged_spec(job.spec, {"resources": {"threads_per_slot": 2}, "data": {"holdout_fraction": 0}})
+    file = trainer.write_spec(spec, tmp_path / f"{name}.json")
+    child = trainer.start("prepare", file, "--work", tmp_path / name)
+    output = child.stderr.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    assert child.returncode == 0, output
+    return usage.ru_maxrss * 1024
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path, trainer_binary):
+    job = tiny_jobs.write_job(tmp_path / "job", documents=0)
+    small = peak_memory_bytes(job, tmp_path, "small", copies=4)
+    large = peak_memory_bytes(job, tmp_path, "large", copies=40)
+    corpus = sum(file.stat().st_size for file in job.corpus.iterdir())
+    assert corpus > 60e6
+    assert large - small < 24e6, f"{small / 1e6:.0f} MB for a tenth of the corpus, {large / 1e6:.0f} MB for {corpus / 1e6:.0f} MB"
