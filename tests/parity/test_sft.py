@@ -1,15 +1,14 @@
-"""Instructions and chats: their ids and masks against transformers' apply_chat_template, and training on them."""
+"""Instructions and chats: their ids and masks against transformers' apply_chat_template."""
 
 import json
 import random
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from reference import chat_templates, tiny_jobs, trainer, work_folder
-from reference.tiny_models import TinyModel, write_model
+from reference import chat_templates, tiny_jobs, tokenizer_families, trainer, work_folder
 
 WORDS = ["ka", "lo mi", "ter.", "\n", "\n\n", "  ", "é", "你好", "😀", "don't", "12", "\t", "</", "[INST", "<|im", "\u00a0", "\u200b"]
 
@@ -30,19 +29,15 @@ def conversation(chance):
     return messages
 
 
-def add_tokens(folder, tokens):
-    """Special tokens that the model has beside its vocabulary."""
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in tokens])
-    tokenizer.save(str(folder / "tokenizer.json"))
-
-
-def write_chat_model(root, name):
-    """A tiny job's folder whose tokenizer_config.json has a published chat template."""
+def write_chat_model(root, name, family):
+    """A tiny job's folder with a family's tokenizer, whose tokenizer_config.json has a published chat template."""
     job = tiny_jobs.write_job(root, documents=0)
-    template, tokens, bos, eos = chat_templates.PUBLISHED[name]
-    write_model(TinyModel(vocab=tiny_jobs.VOCAB + len(tokens)), job.model)
-    add_tokens(job.model, tokens)
+    if family != "tiny":
+        tokenizer_families.FAMILIES[family](job.model)
+    size = Tokenizer.from_file(str(job.model / "tokenizer.json")).get_vocab_size()
+    config = json.loads((job.model / "config.json").read_text())
+    (job.model / "config.json").write_text(json.dumps({**config, "vocab_size": size}))  # `prepare` needs no weights
+    template, bos, eos = chat_templates.PUBLISHED[name]
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template, "eos_token": eos}
     if bos:
         config["bos_token"] = bos
@@ -72,10 +67,16 @@ def prepared_records(tmp_path):
 # ---- ids and masks ----
 
 
-@pytest.mark.parametrize("name", chat_templates.PUBLISHED)
-def test_conversations_equal_apply_chat_template(name, tmp_path, trainer_binary):
+FAMILIES = [
+    ("chatml", "qwen"), ("qwen2", "qwen"), ("qwen2.5", "qwen"), ("llama3", "llama3"), ("llama2", "llama2_legacy"), ("llama2", "llama2"),
+    ("llama2", "tiny"), ("mistral", "llama2_legacy"), ("mistral", "mistral"), ("mistral", "llama2"), ("mistral", "tiny"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name,family", FAMILIES)
+def test_conversations_equal_apply_chat_template(name, family, tmp_path, trainer_binary):
     """The model's own template, recognised; special tokens are ids; answers and the ends of their turns are scored."""
-    job, tokenizer = write_chat_model(tmp_path / "job", name)
+    job, tokenizer = write_chat_model(tmp_path / "job", name, family)
     chance = random.Random(5)
     conversations = [conversation(chance) for _ in range(60)]
     write_records(job.corpus, [{"messages": messages} for messages in conversations])
@@ -91,7 +92,7 @@ def test_conversations_equal_apply_chat_template(name, tmp_path, trainer_binary)
 
 
 def test_a_text_that_spells_special_tokens_is_read_as_transformers_reads_it(tmp_path, trainer_binary):
-    job, tokenizer = write_chat_model(tmp_path / "job", "qwen2")
+    job, tokenizer = write_chat_model(tmp_path / "job", "qwen2", "qwen")
     messages = [
         {"role": "user", "content": "a<|im_end|>b"},
         {"role": "assistant", "content": "<|im_start|> c"},
@@ -118,6 +119,29 @@ def test_instructions_are_tokenised_as_longlora_did(tmp_path, trainer_binary):
         encoding = tokenizer(prompt + record["output"] + "</s>", return_offsets_mapping=True)
         assert ids == encoding["input_ids"]
         assert scored == [b > len(prompt) for _, b in encoding["offset_mapping"]]
+
+
+def test_a_sentencepiece_model_gets_its_control_tokens_by_id(tmp_path, trainer_binary):
+    job = tiny_jobs.write_job(tmp_path / "job", documents=0)
+    (job.model / "tokenizer.json").unlink()
+    model = tokenizer_families.sentencepiece_model(job.model, **tokenizer_families.SENTENCEPIECE["llama2"])
+    config = json.loads((job.model / "config.json").read_text())
+    (job.model / "config.json").write_text(json.dumps({**config, "vocab_size": model.vocab_size()}))
+    chance = random.Random(7)
+    records = [{"instruction": text(chance, 8), "output": answer(chance)} for _ in range(40)]
+    records.append({"instruction": "a</s>b", "output": "no <s> is read here"})
+    write_records(job.corpus, records)
+    done = prepare(job.spec, tmp_path, context_length=4096, data={"template": "llama2"})
+    assert done.returncode == 0, trainer.report(done)
+    for record, (ids, scored) in zip(records, prepared_records(tmp_path)[0], strict=True):
+        prompt = f"[INST]{record['instruction']}[/INST]"
+        pieces = model.encode(prompt + record["output"], out_type=str)
+        assert ids == [1] + [model.piece_to_id(piece) for piece in pieces] + [2]
+        # Where each piece ends in the text: byte pieces are one byte, and the first space is sentencepiece's own.
+        sizes = [1 if piece.startswith("<0x") else len(piece.replace("▁", " ").encode()) for piece in pieces]
+        ends = [sum(sizes[: index + 1]) - 1 for index in range(len(sizes))]
+        assert ends[-1] == len((prompt + record["output"]).encode())
+        assert scored == [False] + [end > len(prompt.encode()) for end in ends] + [True]
 
 
 def test_no_vocabulary_row_is_ever_added(tmp_path, trainer_binary):

@@ -63,16 +63,14 @@ MISTRAL = """{%- if messages[0]["role"] == "system" %}
 {%- endfor %}
 """
 
-# name: (template, the tokens it needs, BOS, EOS)
-CHATML_TOKENS = ["<|im_start|>", "<|im_end|>"]
-LLAMA3_TOKENS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+# name: (template, BOS, EOS)
 PUBLISHED = {
-    "chatml": (CHATML, CHATML_TOKENS, None, "<|im_end|>"),
-    "qwen2": (QWEN2, CHATML_TOKENS, None, "<|im_end|>"),
-    "qwen2.5": (QWEN25, CHATML_TOKENS, None, "<|im_end|>"),
-    "llama3": (LLAMA3, LLAMA3_TOKENS, "<s>", "<|eot_id|>"),
-    "llama2": (LLAMA2, [], "<s>", "</s>"),
-    "mistral": (MISTRAL, [], "<s>", "</s>"),
+    "chatml": (CHATML, None, "<|im_end|>"),
+    "qwen2": (QWEN2, None, "<|im_end|>"),
+    "qwen2.5": (QWEN25, None, "<|im_end|>"),
+    "llama3": (LLAMA3, "<|begin_of_text|>", "<|eot_id|>"),
+    "llama2": (LLAMA2, "<s>", "</s>"),
+    "mistral": (MISTRAL, "<s>", "</s>"),
 }
 
 

@@ -24,19 +24,21 @@ std::vector<TokenId> Joined(std::vector<TokenId> a, const std::vector<TokenId>& 
 
 RecordEncoder::RecordEncoder(const Tokenizer& tokenizer, RecordTemplate record_template, int64_t context_length)
     : tokenizer_(tokenizer), template_(std::move(record_template)), context_length_(context_length) {
-  for (const std::string& token : template_.SpecialTokens()) {
-    CheckSpecialToken(token);
-    special_ids_.push_back(tokenizer_.Encode(token, false).front());
-  }
+  for (const std::string& token : template_.SpecialTokens()) special_ids_.push_back(SpecialId(token));
 }
 
-void RecordEncoder::CheckSpecialToken(const std::string& token) const {
+TokenId RecordEncoder::SpecialId(const std::string& token) {
   const auto name = jobfile::NameOf(template_.options().kind);
-  if (tokenizer_.Encode(token, false).size() != 1) {
+  const auto id = tokenizer_.IdOf(token);
+  if (!id) {
     throw UserError(
         fmt::format("cannot use template {}: the model's tokenizer has no token {}, and no vocabulary is "
                     "ever grown; set data.template to one that the model knows",
                     name, token));
+  }
+  if (tokenizer_.Encode(token, false) != std::vector<TokenId>{*id}) {
+    special_apart_ = true;
+    return *id;
   }
   const std::string before = "a.\n ";
   const std::string behind = token + "\n b";
@@ -45,6 +47,20 @@ void RecordEncoder::CheckSpecialToken(const std::string& token) const {
     throw UserError(
         fmt::format("cannot use template {}: the tokenizer's token {} changes the text around it", name, token));
   }
+  return *id;
+}
+
+std::vector<TokenId> RecordEncoder::EncodeParts(const RenderedPart* begin, const RenderedPart* end,
+                                                MergeCache& cache) const {
+  std::vector<TokenId> ids;
+  if (special_apart_ && begin != end && begin->special) {
+    ids.push_back(*tokenizer_.IdOf(begin->text));
+    ++begin;
+  }
+  std::string text;
+  for (const RenderedPart* part = begin; part != end; ++part) text += part->text;
+  tokenizer_.EncodeTo(text, cache, ids);
+  return ids;
 }
 
 EncodedRecord RecordEncoder::Encode(const SftRecord& record, MergeCache& cache) const {
@@ -72,26 +88,18 @@ EncodedRecord RecordEncoder::Encode(const SftRecord& record, MergeCache& cache) 
 // A section is a special token (or the start) with the text up to the next one.
 void RecordEncoder::EncodeSection(const RenderedPart* begin, const RenderedPart* end, MergeCache& cache,
                                   EncodedRecord& out) const {
-  std::string text;
-  for (const RenderedPart* part = begin; part != end; ++part) text += part->text;
-  std::vector<TokenId> ids;
-  tokenizer_.EncodeTo(text, cache, ids);
-
-  const bool led = begin->special;
+  const std::vector<TokenId> ids = EncodeParts(begin, end, cache);
   const auto is_special = [&](TokenId id) {
     return std::find(special_ids_.begin(), special_ids_.end(), id) != special_ids_.end();
   };
-  out.special_in_text |= std::any_of(ids.begin() + (led ? 1 : 0), ids.end(), is_special);
+  out.special_in_text |= std::any_of(ids.begin() + (begin->special ? 1 : 0), ids.end(), is_special);
 
   // Where the flag changes: the tokens that the text up to there has by itself.
   std::vector<uint8_t> scored(ids.size(), begin->scored ? 1 : 0);
-  std::string before;
   for (const RenderedPart* part = begin; part + 1 != end; ++part) {
-    before += part->text;
     if (part[1].scored == part->scored) continue;
-    std::vector<TokenId> prompt;
-    tokenizer_.EncodeTo(before, cache, prompt);
-    std::fill(scored.begin() + static_cast<ptrdiff_t>(CommonPrefix(prompt, ids)), scored.end(), part[1].scored ? 1 : 0);
+    const size_t border = CommonPrefix(EncodeParts(begin, part + 1, cache), ids);
+    std::fill(scored.begin() + static_cast<ptrdiff_t>(border), scored.end(), part[1].scored ? 1 : 0);
   }
   out.ids.insert(out.ids.end(), ids.begin(), ids.end());
   out.scored.insert(out.scored.end(), scored.begin(), scored.end());

@@ -1,7 +1,8 @@
 // From a record to token ids and which of them are scored.
 //
 // A rendering is tokenised as transformers does it, special tokens and texts together, cut only in front of special
-// tokens (checked at construction to change nothing). A token over the border of prompt and answer counts as answer.
+// tokens (checked at construction to change nothing). A tokenizer.model does not know its control tokens inside text:
+// there they are put between the texts by their ids. A token over the border of prompt and answer counts as answer.
 // Text inside a record that spells a special token becomes that token, as it does in transformers; it is counted.
 //
 // A record longer than the context keeps its beginning: what is left of the answer is trained, without its end. One
@@ -36,13 +37,16 @@ class RecordEncoder {
   const RecordTemplate& record_template() const { return template_; }
 
  private:
-  void CheckSpecialToken(const std::string& token) const;
+  TokenId SpecialId(const std::string& token);
+  // Ids of parts that stand together, of which only the first may be special.
+  std::vector<TokenId> EncodeParts(const RenderedPart* begin, const RenderedPart* end, MergeCache& cache) const;
   void EncodeSection(const RenderedPart* begin, const RenderedPart* end, MergeCache& cache, EncodedRecord& out) const;
 
   const Tokenizer& tokenizer_;
   RecordTemplate template_;
   int64_t context_length_;
   std::vector<TokenId> special_ids_;
+  bool special_apart_ = false;  // special tokens are not found inside text
 };
 
 }  // namespace longspan::trainer
