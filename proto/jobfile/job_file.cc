@@ -262,6 +262,10 @@ std::vector<Mistake> Validate(const JobSpec& spec, Purpose purpose) {
   if (spec.attention.group_size && spec.attention.group_ratio) {
     mistakes.push_back({"attention.group_ratio", 0, "excludes attention.group_size; keep one of the two"});
   }
+  if (spec.data.bucketing && !spec.data.packing && spec.data.format == DataFormat::kText) {
+    mistakes.push_back(
+        {"data.bucketing", 0, "does not go with joined documents, all equally long; set data.packing: true"});
+  }
   if (spec.attention.edge == AttentionEdge::kWrap && spec.attention.kind != AttentionKind::kS2) {
     mistakes.push_back({"attention.edge", 0,
                         fmt::format("is wrap, which belongs to kind s2; kind is {}", NameOf(spec.attention.kind))});
@@ -290,12 +294,10 @@ std::vector<Mistake> NotYetSupported(const JobSpec& spec) {
     if (given) mistakes.push_back({path, 0, "is not built yet; leave it out"});
   };
   if (spec.kind == JobKind::kEvaluate) refuse("kind", "evaluate", "extend");
-  refuse_key("data.bucketing", spec.data.bucketing);
   refuse_key("evaluation.passkey", !spec.evaluation.passkey.lengths.empty());
   refuse_key("evaluation.topics", !spec.evaluation.topics.lengths.empty());
   refuse_key("evaluation.longbench", !spec.evaluation.longbench.path.empty());
   refuse_key("evaluation.conversations", !spec.evaluation.conversations.path.empty());
-  if (spec.data.packing) refuse("data.packing", "true", "false");
   if (spec.evaluation.protocol != EvaluationProtocol::kWindows) {
     refuse("evaluation.protocol", NameOf(spec.evaluation.protocol), "windows");
   }

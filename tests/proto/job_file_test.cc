@@ -177,6 +177,14 @@ TEST(JobFile, FewerSequencesThanRanksAreRefused) {
               ElementsAre(HasSubstr("training.global_batch: is 2; must be at least resources.slots, 4")));
 }
 
+TEST(JobFile, BucketsNeedRowsThatDiffer) {
+  EXPECT_THAT(MistakesWith("/data", {{"sources", {"/d"}}, {"bucketing", true}, {"packing", true}, {"format", "text"}}),
+              IsEmpty());
+  EXPECT_THAT(MistakesWith("/data", {{"sources", {"/d"}}, {"bucketing", true}}), IsEmpty());  // they may be records
+  EXPECT_THAT(MistakesWith("/data", {{"sources", {"/d"}}, {"bucketing", true}, {"format", "text"}}),
+              ElementsAre(HasSubstr("data.bucketing: does not go with joined documents")));
+}
+
 TEST(JobFile, OnlyShiftedGroupsHaveAnEdgeToWrap) {
   EXPECT_THAT(MistakesWith("/attention", json({{"edge", "wrap"}})), IsEmpty());
   EXPECT_THAT(MistakesWith("/attention", json({{"kind", "short"}})), IsEmpty());
@@ -191,13 +199,11 @@ TEST(JobFile, MethodFullHasNoAdapterToStartFrom) {
 
 TEST(JobFile, LaterWorkParsesAndIsRefusedByName) {
   json document = json::parse(kSmallest);
-  document["data"]["packing"] = true;
   document["evaluation"]["protocol"] = "paper";
   const Parsed parsed = ParseDocument(document, nullptr);
   ASSERT_TRUE(parsed.spec);
   EXPECT_THAT(Texts(NotYetSupported(*parsed.spec)),
-              ElementsAre("data.packing: true is not built yet; use false",
-                          "evaluation.protocol: paper is not built yet; use windows"));
+              ElementsAre("evaluation.protocol: paper is not built yet; use windows"));
   EXPECT_THAT(NotYetSupported(*ParseText(kSmallest).spec), IsEmpty());
 }
 

@@ -194,9 +194,6 @@ void JobRun::PreparePhase() {
   spdlog::info("{} documents, {} tokens ({} held out), {} sequences per epoch in {}{}", prepared.documents,
                prepared.tokens, prepared.heldout_tokens, prepared.training_sequences, prepared.folder.string(),
                prepared.reused ? ", prepared before" : "");
-  if (prepared.format != jobfile::DataFormat::kText && options_.command != "prepare") {
-    throw SpecError("training on instructions and chats is not built yet; use text");
-  }
   session_.Send(lines::Artifact{"dataset", prepared.folder.string()});
   ranks_->Publish("prepared", "yes");
 }

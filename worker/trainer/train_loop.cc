@@ -15,11 +15,15 @@
 #include "worker/trainer/checkpoint/adapter_config.h"
 #include "worker/trainer/errors.h"
 #include "worker/trainer/model/safetensors.h"
+#include "worker/trainer/model/token_loss.h"
 #include "worker/trainer/optim/schedule.h"
+#include "worker/trainer/row_batch.h"
 #include "worker/trainer/weights_of_job.h"
 
 namespace longspan::trainer {
 namespace {
+
+static_assert(kUnscoredLabel == kIgnoredLabel);
 
 using Clock = std::chrono::steady_clock;
 
@@ -38,12 +42,13 @@ std::vector<at::Tensor> Gradients(CausalLm& model) {
   return gradients;
 }
 
-double FlopsPerSequence(const jobfile::JobSpec& spec, const ModelConfig& config) {
+// Of one document, or of one sequence of joined ones.
+double TrainingFlops(const jobfile::JobSpec& spec, const ModelConfig& config, int64_t tokens) {
   const planner::ModelShape shape{config.hidden_size, config.intermediate_size, config.num_hidden_layers,
                                   config.vocab_size};
   const bool full = spec.attention.kind == jobfile::AttentionKind::kFull;
-  const int64_t attended = full ? spec.context_length : jobfile::ResolvedGroupSize(spec);
-  return planner::TrainingFlopsOfSequence(planner::ForwardFlopsOfSequence(shape, spec.context_length, attended),
+  const int64_t attended = full ? tokens : jobfile::ResolvedGroupSize(spec);
+  return planner::TrainingFlopsOfSequence(planner::ForwardFlopsOfSequence(shape, tokens, attended),
                                           spec.method.kind == jobfile::MethodKind::kFull);
 }
 
@@ -73,8 +78,7 @@ TrainLoop::TrainLoop(const TrainOptions& options, CausalLm& model, const Dataset
       optimizer_(OptimizedTensors(model), AdamWOptionsOf(options.spec.training)),
       reducer_(ranks, gradients_),
       writer_(options.work / "checkpoints"),
-      begin_(Clock::now()),
-      flops_per_sequence_(FlopsPerSequence(options.spec, model.config())) {
+      begin_(Clock::now()) {
   if (resume) {
     state_ = resume->state;
     seconds_before_ = state_.seconds_total;
@@ -132,7 +136,7 @@ TrainLoop::StepResult TrainLoop::Step() {
   const int64_t global_batch = options_.spec.training.global_batch;
   const auto data_begin = Clock::now();
   const BatchSlice slice = SliceOfRank(global_batch, ranks_.rank(), ranks_.world_size());
-  const at::Tensor rows = RowsOfThisRank(slice);
+  const Rows rows = RowsOf(slice);
   result.times.data = SecondsSince(data_begin);
 
   model_.ZeroGradients();
@@ -149,31 +153,36 @@ TrainLoop::StepResult TrainLoop::Step() {
   Update(result);
   result.times.optimizer = SecondsSince(optimizer_begin);
 
+  CountWork(result);
   ++state_.step;
-  state_.tokens_total += global_batch * options_.spec.context_length;
-  state_.model_flops_total += flops_per_sequence_ * static_cast<double>(global_batch);
   return result;
 }
 
-at::Tensor TrainLoop::RowsOfThisRank(BatchSlice slice) const {
-  const std::vector<int64_t> ids = dataset_.SequenceIds(static_cast<uint64_t>(options_.spec.training.seed), state_.step,
-                                                        options_.spec.training.global_batch);
-  const int64_t length = options_.spec.context_length;
-  at::Tensor rows = at::empty({slice.end - slice.begin, length}, at::kLong);
-  for (int64_t row = slice.begin; row < slice.end; ++row) {
-    dataset_.Sequence(ids[static_cast<size_t>(row)], rows.mutable_data_ptr<int64_t>() + (row - slice.begin) * length);
+// Of the whole global batch, which every rank can compute; padding is nobody's work.
+void TrainLoop::CountWork(StepResult& result) {
+  const auto& training = options_.spec.training;
+  for (const int64_t row :
+       dataset_.SequenceIds(static_cast<uint64_t>(training.seed), state_.step, training.global_batch)) {
+    for (const int64_t length : dataset_.DocumentLengths(row)) {
+      result.tokens += length;
+      state_.model_flops_total += TrainingFlops(options_.spec, model_.config(), length);
+    }
   }
-  return rows;
+  state_.tokens_total += result.tokens;
 }
 
-void TrainLoop::RunMicroBatches(const at::Tensor& rows, int64_t first_row, ControlWord& word, StepTimes& times) {
-  const int64_t count = rows.size(0);
+Rows TrainLoop::RowsOf(BatchSlice slice) const {
+  const std::vector<int64_t> ids = dataset_.SequenceIds(static_cast<uint64_t>(options_.spec.training.seed), state_.step,
+                                                        options_.spec.training.global_batch);
+  return dataset_.ReadRows({ids.begin() + slice.begin, ids.begin() + slice.end});
+}
+
+void TrainLoop::RunMicroBatches(const Rows& rows, int64_t first_row, ControlWord& word, StepTimes& times) {
+  const int64_t count = rows.rows;
   const int64_t micro = std::max<int64_t>(1, options_.spec.training.micro_batch.value_or(1));
   for (int64_t begin = 0; begin < count; begin += micro) {
     const bool last = begin + micro >= count;
-    Batch batch;
-    batch.input_ids = rows.narrow(0, begin, std::min(micro, count - begin));
-    batch.labels = batch.input_ids;
+    Batch batch = BatchOf(rows, begin, std::min(micro, count - begin));
     batch.step = state_.step;
     batch.first_sequence_index = first_row + begin;
     // The first gradient that is complete marks where the forward pass has ended.
@@ -295,7 +304,7 @@ bool TrainLoop::EvaluateNow() {
 
 void TrainLoop::Report(const StepResult& result, double seconds) {
   if (ranks_.rank() != 0) return;
-  const double tokens = static_cast<double>(options_.spec.training.global_batch * options_.spec.context_length);
+  const auto tokens = static_cast<double>(result.tokens);
   lines::Progress progress{"train", state_.step, options_.spec.training.steps, {}};
   progress.values = {{"loss", result.loss},
                      {"grad_norm", result.norm},
@@ -323,12 +332,17 @@ void TrainLoop::Report(const StepResult& result, double seconds) {
                result.skipped ? ", skipped" : "");
 }
 
-// The reduced gradients of a step as the probe would write them, with the tokens of the whole global batch.
+// The reduced gradients of a step as the probe would write them, with its input: the whole global batch.
 void TrainLoop::DumpGradients(const StepResult& result) {
   if (ranks_.rank() != 0) return;
   std::filesystem::create_directories(options_.dump_gradients);
-  std::vector<NamedTensor> tensors = {{"input_ids", RowsOfThisRank({0, options_.spec.training.global_batch})},
-                                      {"loss", at::full({}, result.loss, at::kFloat)}};
+  const int64_t global_batch = options_.spec.training.global_batch;
+  const Batch batch = BatchOf(RowsOf({0, global_batch}), 0, global_batch);
+  std::vector<NamedTensor> tensors = {{"input_ids", batch.input_ids}, {"loss", at::full({}, result.loss, at::kFloat)}};
+  if (batch.document_ids.defined()) {
+    tensors.emplace_back("labels", batch.labels);
+    tensors.emplace_back("document_ids", batch.document_ids);
+  }
   for (const Trainable& trainable : model_.trainables())
     tensors.emplace_back("grad." + trainable.name, trainable.gradient);
   const std::string name = fmt::format("step-{:08}.safetensors", state_.step + 1);

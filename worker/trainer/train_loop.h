@@ -65,14 +65,16 @@ class TrainLoop {
   struct StepResult {
     ControlWord word;
     double loss = 0, norm = 0, learning_rate = 0;
+    int64_t tokens = 0;  // of all ranks, without padding
     bool skipped = false;
     StepTimes times;
   };
   StepResult Step();
-  void RunMicroBatches(const at::Tensor& rows, int64_t first_row, ControlWord& word, StepTimes& times);
+  void RunMicroBatches(const Rows& rows, int64_t first_row, ControlWord& word, StepTimes& times);
   void Update(StepResult& result);
   void CountSkipped(const StepResult& result);
-  at::Tensor RowsOfThisRank(BatchSlice slice) const;
+  Rows RowsOf(BatchSlice slice) const;
+  void CountWork(StepResult& result);
 
   void SaveCheckpoint();
   void FinishCheckpoint(bool wait);
@@ -97,7 +99,6 @@ class TrainLoop {
   double seconds_before_ = 0;  // of earlier attempts
   std::chrono::steady_clock::time_point begin_;
   int64_t last_saved_step_ = -1;
-  double flops_per_sequence_ = 0;
   double seconds_checkpoint_ = 0;  // not yet reported
   std::ofstream progress_;
 };

@@ -187,10 +187,25 @@ TEST_F(PrepareTest, DamagedZstdIsRefused) {
   EXPECT_THAT(Refusal(Options({Write("plain.txt.zst", kLine)})), HasSubstr("is no zstd data"));
 }
 
-TEST_F(PrepareTest, WhatIsNotSupportedYetIsABadSpec) {
+TEST_F(PrepareTest, BucketsOfJoinedDocumentsAreABadSpec) {
   auto options = Options({Write("corpus.txt", kLine)});
+  options.bucketing = true;
+  EXPECT_THAT(Refusal(options, ExitCode::kBadSpec), HasSubstr("data.bucketing"));
   options.packing = true;
-  EXPECT_THAT(Refusal(options, ExitCode::kBadSpec), HasSubstr("data.packing"));
+  EXPECT_EQ(Prepare(options).training_tokens, Prepare(options).tokens);
+}
+
+TEST_F(PrepareTest, PackingChangesTheRowsAndNotThePreparedFolder) {
+  std::string lines;
+  for (int i = 1; i <= 9; ++i) lines += "{\"text\": \"" + std::string(static_cast<size_t>(3 * i), 'q') + "\"}\n";
+  auto options = Options({Write("corpus.jsonl", lines)});
+  const PreparedDataset joined = Prepare(options);
+  options.packing = true;
+  const PreparedDataset packed = Prepare(options);
+  EXPECT_EQ(packed.folder, joined.folder);
+  EXPECT_TRUE(packed.reused);
+  EXPECT_EQ(packed.dropped_tokens, 0);
+  EXPECT_EQ(packed.training_sequences * 8, packed.training_tokens + packed.padding_tokens);
 }
 
 TEST_F(PrepareTest, IdsThatTheModelHasNoEmbeddingForAreRefused) {

@@ -3,9 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "proto/support/check.h"
 #include "worker/trainer/data/mapped_file.h"
@@ -15,24 +15,6 @@ namespace longspan::trainer {
 namespace {
 
 namespace fs = std::filesystem;
-
-// The finaliser of SplitMix64 (Steele, Lea, Flood 2014): every bit of the input moves every bit of the output.
-uint64_t Mix(uint64_t x) {
-  x += 0x9E3779B97F4A7C15u;
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-  return x ^ (x >> 31);
-}
-
-// Documents in the order in which they are held out: by a hash of their number.
-std::vector<int64_t> HoldOutOrder(int64_t documents) {
-  std::vector<int64_t> order(static_cast<size_t>(documents));
-  for (int64_t i = 0; i < documents; ++i) order[static_cast<size_t>(i)] = i;
-  std::sort(order.begin(), order.end(), [](int64_t a, int64_t b) {
-    return Mix(static_cast<uint64_t>(a)) < Mix(static_cast<uint64_t>(b));  // Mix is a bijection: no ties.
-  });
-  return order;
-}
 
 nlohmann::json ReadDocument(const fs::path& path) {
   std::ifstream file(path);
@@ -77,61 +59,7 @@ class Stream {
   int64_t length_ = 0;
 };
 
-// What sorted, disjoint ranges leave of [0, end).
-std::vector<TokenRange> Complement(const std::vector<TokenRange>& ranges, int64_t end) {
-  std::vector<TokenRange> result;
-  int64_t done = 0;
-  for (const TokenRange& range : ranges) {
-    if (range.begin > done) result.push_back({done, range.begin});
-    done = range.end;
-  }
-  if (end > done) result.push_back({done, end});
-  return result;
-}
-
 }  // namespace
-
-std::vector<TokenRange> ChooseHeldOut(const uint64_t* offsets, int64_t documents, double fraction,
-                                      int64_t minimum_tokens, int64_t context_length) {
-  const auto total = static_cast<int64_t>(offsets[documents]);
-  if (fraction <= 0) return {};
-  int64_t wanted = std::max(static_cast<int64_t>(std::floor(static_cast<double>(total) * fraction)),
-                            std::min(minimum_tokens, total / 4));
-  wanted = std::min(wanted, total - context_length);
-  std::vector<TokenRange> ranges;
-  for (const int64_t document : HoldOutOrder(documents)) {
-    if (wanted <= 0) break;
-    const auto begin = static_cast<int64_t>(offsets[document]);
-    const auto end = static_cast<int64_t>(offsets[document + 1]);
-    const int64_t taken = std::min(wanted, end - begin);
-    if (taken > 0) ranges.push_back({end - taken, end});
-    wanted -= taken;
-  }
-  std::sort(ranges.begin(), ranges.end(), [](const TokenRange& a, const TokenRange& b) { return a.begin < b.begin; });
-  return ranges;
-}
-
-// A Feistel network over the smallest even number of bits that holds count - 1; values outside are sent round again
-// (cycle walking), which ends because the network is a bijection. At most 4 times as many values as count, so 4 rounds
-// on average at worst.
-int64_t Permute(int64_t index, int64_t count, uint64_t key) {
-  CHECK(index >= 0 && index < count);
-  int half_bits = 1;
-  while ((int64_t{1} << (2 * half_bits)) < count) ++half_bits;
-  const uint64_t mask = (uint64_t{1} << half_bits) - 1;
-  auto value = static_cast<uint64_t>(index);
-  do {
-    uint64_t left = value >> half_bits;
-    uint64_t right = value & mask;
-    for (uint64_t round = 0; round < 6; ++round) {
-      const uint64_t next = left ^ (Mix(key ^ Mix(right << 8 | round)) & mask);
-      left = right;
-      right = next;
-    }
-    value = left << half_bits | right;
-  } while (value >= static_cast<uint64_t>(count));
-  return static_cast<int64_t>(value);
-}
 
 BatchSlice SliceOfRank(int64_t global_batch, int64_t rank, int64_t world_size) {
   CHECK(world_size > 0 && rank >= 0 && rank < world_size && global_batch >= 0);
@@ -140,36 +68,44 @@ BatchSlice SliceOfRank(int64_t global_batch, int64_t rank, int64_t world_size) {
 
 struct Dataset::Impl {
   std::string key;
-  int64_t context_length = 0;
+  SplitOptions options;
   int64_t vocab_size = 0;
+  int64_t pad = 0;
   int bytes_per_token = 2;
   MappedFile tokens;
-  Stream training;
+  std::optional<MappedFile> scored;  // one byte per token, 0: never scored; absent: all are
+  DataSplit split;
+  Stream training;  // joined only
   Stream heldout;
+  RowOrder order{0};
 
-  template <typename Stored>
-  void Copy(const Stream& stream, int64_t begin, int64_t count, int64_t* out) const {
-    const auto* stored = reinterpret_cast<const Stored*>(tokens.data());
-    stream.ForParts(begin, count, [&](int64_t position, int64_t taken) {
-      out = std::copy(stored + position, stored + position + taken, out);
-    });
-  }
-  void Read(const Stream& stream, int64_t begin, int64_t count, int64_t* out) const {
+  void Read(int64_t position, int64_t count, int64_t* out) const {
     if (bytes_per_token == 2) {
-      Copy<uint16_t>(stream, begin, count, out);
+      const auto* stored = reinterpret_cast<const uint16_t*>(tokens.data()) + position;
+      std::copy(stored, stored + count, out);
     } else {
-      Copy<uint32_t>(stream, begin, count, out);
+      const auto* stored = reinterpret_cast<const uint32_t*>(tokens.data()) + position;
+      std::copy(stored, stored + count, out);
     }
   }
-  void OpenFolder(const fs::path& folder, const nlohmann::json& split);
+  void ReadLabels(int64_t position, const int64_t* ids, int64_t count, int64_t* out) const {
+    for (int64_t i = 0; i < count; ++i) {
+      const bool counts = !scored || reinterpret_cast<const uint8_t*>(scored->data())[position + i] != 0;
+      out[i] = counts ? ids[i] : kUnscoredLabel;
+    }
+  }
+  void OpenFolder(const fs::path& folder);
+  Rows ReadPlanned(const RowPlan& plan, const std::vector<int64_t>& ids) const;
+  Rows ReadStream(const Stream& stream, const std::vector<int64_t>& begins, int64_t length) const;
 };
 
-void Dataset::Impl::OpenFolder(const fs::path& folder, const nlohmann::json& split) {
+void Dataset::Impl::OpenFolder(const fs::path& folder) {
   const nlohmann::json about = ReadDocument(folder / "dataset.json");
   const auto total = about.at("tokens").get<int64_t>();
   const auto documents = about.at("documents").get<int64_t>();
   vocab_size = about.at("vocab_size").get<int64_t>();
   bytes_per_token = about.at("bytes_per_token").get<int>();
+  pad = about.value("pad", int64_t{0});
   const auto open = [](const fs::path& path, int64_t bytes) {
     MappedFile file = MappedFile::Open(path);
     if (file.size() == bytes) return file;
@@ -179,11 +115,60 @@ void Dataset::Impl::OpenFolder(const fs::path& folder, const nlohmann::json& spl
   };
   tokens = open(folder / "tokens.bin", total * bytes_per_token);
   const MappedFile offsets = open(folder / "documents.bin", (documents + 1) * 8);
-  const auto heldout_ranges =
-      ChooseHeldOut(reinterpret_cast<const uint64_t*>(offsets.data()), documents, split.at("fraction").get<double>(),
-                    split.at("minimum_tokens").get<int64_t>(), context_length);
-  training = Stream(Complement(heldout_ranges, total));
-  heldout = Stream(heldout_ranges);
+  if (fs::exists(folder / "scored.bin")) scored = open(folder / "scored.bin", total);
+  split = SplitData(reinterpret_cast<const uint64_t*>(offsets.data()), documents, options);
+  if (options.rows == RowKind::kJoined) training = Stream(split.training);
+  heldout = Stream(split.heldout);
+}
+
+Rows Dataset::Impl::ReadPlanned(const RowPlan& plan, const std::vector<int64_t>& ids) const {
+  Rows rows;
+  rows.rows = static_cast<int64_t>(ids.size());
+  for (const int64_t id : ids) {
+    CHECK(id >= 0 && id < plan.rows());
+    rows.lengths.push_back(plan.RowTokens(id));
+    rows.tokens = std::max(rows.tokens, rows.lengths.back());
+  }
+  const auto size = static_cast<size_t>(rows.rows * rows.tokens);
+  rows.input_ids.assign(size, pad);
+  rows.labels.assign(size, kUnscoredLabel);
+  rows.document_ids.assign(size, 0);
+  for (size_t row = 0; row < ids.size(); ++row) {
+    auto place = static_cast<int64_t>(row) * rows.tokens;
+    const int64_t end = place + rows.tokens;
+    const auto first_piece = static_cast<size_t>(plan.row_begins[static_cast<size_t>(ids[row])]);
+    const auto end_piece = static_cast<size_t>(plan.row_begins[static_cast<size_t>(ids[row]) + 1]);
+    for (size_t piece = first_piece; piece < end_piece; ++piece) {
+      const TokenRange& range = plan.pieces[piece];
+      Read(range.begin, range.size(), &rows.input_ids[static_cast<size_t>(place)]);
+      ReadLabels(range.begin, &rows.input_ids[static_cast<size_t>(place)], range.size(),
+                 &rows.labels[static_cast<size_t>(place)]);
+      std::fill_n(rows.document_ids.begin() + place, range.size(), static_cast<int64_t>(piece - first_piece));
+      place += range.size();
+    }
+    std::fill_n(rows.document_ids.begin() + place, end - place, static_cast<int64_t>(end_piece - first_piece));
+  }
+  return rows;
+}
+
+Rows Dataset::Impl::ReadStream(const Stream& stream, const std::vector<int64_t>& begins, int64_t length) const {
+  Rows rows;
+  rows.rows = static_cast<int64_t>(begins.size());
+  rows.tokens = length;
+  rows.lengths.assign(begins.size(), length);
+  rows.input_ids.resize(begins.size() * static_cast<size_t>(length));
+  rows.labels.resize(rows.input_ids.size());
+  int64_t* ids = rows.input_ids.data();
+  int64_t* labels = rows.labels.data();
+  for (const int64_t begin : begins) {
+    stream.ForParts(begin, length, [&](int64_t position, int64_t count) {
+      Read(position, count, ids);
+      ReadLabels(position, ids, count, labels);
+      ids += count;
+      labels += count;
+    });
+  }
+  return rows;
 }
 
 Dataset::Dataset(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -194,48 +179,87 @@ Dataset Dataset::Open(const fs::path& work) {
   const fs::path path = work / "dataset.json";
   const nlohmann::json chosen = ReadDocument(path);
   auto impl = std::make_unique<Impl>();
+  bool bucketing = false;
   try {
     impl->key = chosen.at("key").get<std::string>();
-    impl->context_length = chosen.at("context_length").get<int64_t>();
-    impl->OpenFolder(fs::weakly_canonical(work) / chosen.at("folder").get<std::string>(), chosen.at("holdout"));
+    const auto rows = RowKindOf(chosen.value("rows", "joined"));
+    if (!rows) throw UserError(fmt::format("cannot read {}: rows is none of joined, packed, records", path.string()));
+    const nlohmann::json& holdout = chosen.at("holdout");
+    impl->options.rows = *rows;
+    impl->options.whole_documents = holdout.value("whole_documents", false);
+    impl->options.holdout_fraction = holdout.at("fraction").get<double>();
+    impl->options.minimum_heldout_tokens = holdout.at("minimum_tokens").get<int64_t>();
+    impl->options.context_length = chosen.at("context_length").get<int64_t>();
+    bucketing = chosen.value("bucketing", false);
+    impl->OpenFolder(fs::weakly_canonical(work) / chosen.at("folder").get<std::string>());
   } catch (const nlohmann::json::exception& error) {
     throw UserError(fmt::format("cannot read {}: {}", path.string(), error.what()));
   }
-  if (impl->training.length() < impl->context_length) {
+  if (impl->split.rows == 0) {
     throw UserError(fmt::format("cannot train on {}: {} tokens are fewer than one context of {}", path.string(),
-                                impl->training.length(), impl->context_length));
+                                impl->split.training_tokens, impl->options.context_length));
   }
+  impl->order = bucketing && impl->options.rows != RowKind::kJoined ? RowOrder::Bucketed(impl->split.plan)
+                                                                    : RowOrder(impl->split.rows);
   return Dataset(std::move(impl));
 }
 
 const std::string& Dataset::key() const { return impl_->key; }
-int64_t Dataset::context_length() const { return impl_->context_length; }
-int64_t Dataset::training_sequences() const { return impl_->training.length() / impl_->context_length; }
-int64_t Dataset::training_tokens() const { return impl_->training.length(); }
-int64_t Dataset::heldout_tokens() const { return impl_->heldout.length(); }
+RowKind Dataset::row_kind() const { return impl_->options.rows; }
+int64_t Dataset::context_length() const { return impl_->options.context_length; }
+int64_t Dataset::training_sequences() const { return impl_->split.rows; }
+int64_t Dataset::training_tokens() const { return impl_->split.training_tokens; }
+int64_t Dataset::heldout_tokens() const { return impl_->split.heldout_tokens; }
 int64_t Dataset::vocab_size() const { return impl_->vocab_size; }
 
 std::vector<int64_t> Dataset::SequenceIds(uint64_t seed, int64_t step, int64_t global_batch) const {
-  const int64_t sequences = training_sequences();
-  std::vector<int64_t> ids;
-  ids.reserve(static_cast<size_t>(global_batch));
-  for (int64_t row = 0; row < global_batch; ++row) {
-    const int64_t place = step * global_batch + row;
-    const auto epoch = static_cast<uint64_t>(place / sequences);
-    ids.push_back(Permute(place % sequences, sequences, Mix(seed) ^ Mix(~epoch)));
+  return impl_->order.Step(seed, step, global_batch);
+}
+
+Rows Dataset::ReadRows(const std::vector<int64_t>& ids) const {
+  if (impl_->options.rows != RowKind::kJoined) return impl_->ReadPlanned(impl_->split.plan, ids);
+  std::vector<int64_t> begins;
+  begins.reserve(ids.size());
+  for (const int64_t id : ids) {
+    CHECK(id >= 0 && id < training_sequences());
+    begins.push_back(id * context_length());
   }
-  return ids;
+  return impl_->ReadStream(impl_->training, begins, context_length());
 }
 
-void Dataset::Sequence(int64_t id, int64_t* tokens) const {
+std::vector<int64_t> Dataset::DocumentLengths(int64_t id) const {
   CHECK(id >= 0 && id < training_sequences());
-  impl_->Read(impl_->training, id * impl_->context_length, impl_->context_length, tokens);
+  if (impl_->options.rows == RowKind::kJoined) return {context_length()};
+  const RowPlan& plan = impl_->split.plan;
+  std::vector<int64_t> lengths;
+  for (int64_t piece = plan.row_begins[static_cast<size_t>(id)]; piece < plan.row_begins[static_cast<size_t>(id) + 1];
+       ++piece) {
+    lengths.push_back(plan.pieces[static_cast<size_t>(piece)].size());
+  }
+  return lengths;
 }
 
-std::vector<int64_t> Dataset::Sequence(int64_t id) const {
-  std::vector<int64_t> tokens(static_cast<size_t>(impl_->context_length));
-  Sequence(id, tokens.data());
-  return tokens;
+std::vector<int64_t> Dataset::Sequence(int64_t id) const { return ReadRows({id}).input_ids; }
+
+int64_t Dataset::HeldOut::count() const {
+  return data_->options.rows != RowKind::kJoined ? plan_.rows() : data_->split.heldout_tokens / length_;
+}
+
+Rows Dataset::HeldOut::Read(int64_t first, int64_t count) const {
+  std::vector<int64_t> rows(static_cast<size_t>(count));
+  const bool joined = data_->options.rows == RowKind::kJoined;
+  for (int64_t row = 0; row < count; ++row) rows[static_cast<size_t>(row)] = (first + row) * (joined ? length_ : 1);
+  return joined ? data_->ReadStream(data_->heldout, rows, length_) : data_->ReadPlanned(plan_, rows);
+}
+
+Dataset::HeldOut Dataset::HeldOutRows(int64_t length) const {
+  HeldOut heldout;
+  heldout.data_ = impl_.get();
+  heldout.length_ = length;
+  if (row_kind() != RowKind::kJoined) {
+    heldout.plan_ = PlanHeldOut(impl_->split, impl_->options.whole_documents, length);
+  }
+  return heldout;
 }
 
 int64_t Dataset::HeldOutWindows(int64_t length) const {
@@ -249,9 +273,7 @@ std::vector<int64_t> Dataset::HeldOutWindow(int64_t length, int64_t index) const
 }
 
 std::vector<int64_t> Dataset::HeldOutTokens(int64_t begin, int64_t count) const {
-  std::vector<int64_t> tokens(static_cast<size_t>(count));
-  impl_->Read(impl_->heldout, begin, count, tokens.data());
-  return tokens;
+  return impl_->ReadStream(impl_->heldout, {begin}, count).input_ids;
 }
 
 }  // namespace longspan::trainer

@@ -1,12 +1,17 @@
-// Reads prepared data (prepare.h): training sequences in an order that is a pure function of (seed, step), and held-out
+// Reads prepared data (prepare.h): training rows in an order that is a pure function of (seed, step), and held-out
 // windows.
 //
-// The training stream is every document that is not held out, one after another; sequence i of an epoch is its tokens
-// [i * context_length, (i + 1) * context_length). Each epoch visits every sequence once, in its own order. Nothing
-// depends on the number of ranks: rank r of w takes rows [r * b / w, (r + 1) * b / w) of the global batch.
+// Rows are of one kind for a job (row_plan.h). Joined: the training stream is every document that is not held out, one
+// after another; row i is its tokens [i * context_length, (i + 1) * context_length). Packed: whole documents side by
+// side, with their borders. Records: one document each. An epoch visits every row once, in its own order (row_order.h).
+// Nothing depends on the number of ranks: rank r of w takes rows [r * b / w, (r + 1) * b / w) of the global batch.
+//
+// Held-out text is measured as training reads it: joined documents in windows of one stream, others in rows that keep
+// their borders, so that a document longer than the window is several and a shorter one is scored in its own length.
+// The paper's protocol, windows every so many tokens, knows streams only.
 //
 // Files are memory-mapped and never written. Immutable and thread-safe after Open. Throws UserError (the folder is
-// missing or damaged, the split leaves less than one context).
+// missing or damaged, the split leaves less than one row).
 #pragma once
 
 #include <cstdint>
@@ -15,25 +20,13 @@
 #include <string>
 #include <vector>
 
+#include "worker/trainer/data/data_split.h"
+#include "worker/trainer/data/row_order.h"
+#include "worker/trainer/data/row_plan.h"
+
 namespace longspan::trainer {
 
-// Half-open range of token positions in tokens.bin.
-struct TokenRange {
-  int64_t begin = 0;
-  int64_t end = 0;
-  bool operator==(const TokenRange&) const = default;
-};
-
-// Which tokens are held out: whole documents in a fixed pseudo-random order until `fraction` of the tokens (but at
-// least `minimum_tokens`, where that is not more than a quarter of all) is reached; of the last one only the tail.
-// Sorted, disjoint. A larger fraction holds out a superset. `offsets` has one entry per document and a last one for the
-// end. Pure.
-std::vector<TokenRange> ChooseHeldOut(const uint64_t* offsets, int64_t documents, double fraction,
-                                      int64_t minimum_tokens, int64_t context_length);
-
-// Position `index` of a pseudo-random order of [0, count) that `key` names: a bijection, computed without a table.
-// Pure, the same on every machine. Requires 0 <= index < count.
-int64_t Permute(int64_t index, int64_t count, uint64_t key);
+inline constexpr int64_t kUnscoredLabel = -100;
 
 struct BatchSlice {
   int64_t begin = 0;  // row of the global batch
@@ -42,7 +35,20 @@ struct BatchSlice {
 // Rows of rank `rank` of `world_size`; slices differ by at most one row when the batch does not divide.
 BatchSlice SliceOfRank(int64_t global_batch, int64_t rank, int64_t world_size);
 
+// What a model trains on or is measured by: `rows` rows of `tokens` tokens, row-major. Rows that are shorter than the
+// longest end in padding, which is a document of its own and never scored.
+struct Rows {
+  int64_t rows = 0;
+  int64_t tokens = 0;
+  std::vector<int64_t> input_ids;     // padding: an id that the model has
+  std::vector<int64_t> labels;        // the id itself, or kUnscoredLabel; not yet shifted
+  std::vector<int64_t> document_ids;  // a new document starts where the value changes; empty: each row is one
+  std::vector<int64_t> lengths;       // of each row, without padding
+};
+
 class Dataset {
+  struct Impl;
+
  public:
   // Opens what <work>/dataset.json names, with the split written there.
   static Dataset Open(const std::filesystem::path& work);
@@ -50,8 +56,9 @@ class Dataset {
   Dataset(Dataset&&) noexcept;
 
   const std::string& key() const;
+  RowKind row_kind() const;
   int64_t context_length() const;
-  int64_t training_sequences() const;  // per epoch; at least 1
+  int64_t training_sequences() const;  // rows per epoch; at least 1
   int64_t training_tokens() const;
   int64_t heldout_tokens() const;
   int64_t vocab_size() const;  // largest id in the data plus one
@@ -59,19 +66,36 @@ class Dataset {
   // Ids of the global batch of a step, one per row. `step` counts from 0 (the number of steps whose data was consumed
   // before).
   std::vector<int64_t> SequenceIds(uint64_t seed, int64_t step, int64_t global_batch) const;
-  // Fills context_length tokens of sequence `id`, 0 <= id < training_sequences().
-  void Sequence(int64_t id, int64_t* tokens) const;
+  // Rows 0 <= id < training_sequences(), as wide as the longest of them; joined rows have context_length tokens.
+  Rows ReadRows(const std::vector<int64_t>& ids) const;
+  // Lengths of the documents in a row, without padding; of a joined row, which is one sequence, its length.
+  std::vector<int64_t> DocumentLengths(int64_t id) const;
+  // Tokens of a row without padding or labels.
   std::vector<int64_t> Sequence(int64_t id) const;
 
-  // Held-out text in windows of `length` tokens that do not overlap, from its start; the tail shorter than a window is
-  // left out.
+  // Held-out text in rows of at most `length` tokens that do not overlap: joined windows of exactly `length`, whose
+  // tail shorter than a window is left out, or rows with borders.
+  class HeldOut {
+   public:
+    int64_t count() const;
+    Rows Read(int64_t first, int64_t count) const;
+
+   private:
+    friend class Dataset;
+    const Impl* data_ = nullptr;
+    int64_t length_ = 0;
+    RowPlan plan_;  // not for joined
+  };
+  // The dataset outlives it, and may move.
+  HeldOut HeldOutRows(int64_t length) const;
+
+  // The held-out stream in windows, whatever the kind of the rows.
   int64_t HeldOutWindows(int64_t length) const;
   std::vector<int64_t> HeldOutWindow(int64_t length, int64_t index) const;
   // Tokens [begin, begin + count) of the held-out stream, for protocols with overlapping windows.
   std::vector<int64_t> HeldOutTokens(int64_t begin, int64_t count) const;
 
  private:
-  struct Impl;
   explicit Dataset(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };

@@ -36,8 +36,6 @@ void Warn(const PrepareCallbacks& callbacks, const std::string& message) {
 }
 
 void RefuseUnsupported(const PrepareOptions& options) {
-  if (options.packing)
-    throw SpecError("data.packing: true is not supported yet; set it to false (plain concatenation)");
   if (options.sources.empty()) throw SpecError("data.sources: it is empty; name the files or folders of the corpus");
 }
 
@@ -136,6 +134,10 @@ class Preparation {
     files_ = ListFiles(options_, callbacks_);
     for (const CorpusFile& file : files_) total_bytes_ += file.size_bytes;
     result_.format = options_.format ? *options_.format : FormatOfCorpus(files_, options_.text_field);
+    if (options_.bucketing && SplitOptionsOfJob().rows == RowKind::kJoined) {
+      throw SpecError(
+          "data.bucketing: joined documents are all equally long; set data.packing: true, or leave bucketing out");
+    }
     if (has_records()) {
       records_.emplace(tokenizer_, ChooseTemplate(options_.chat_template, options_.model_folder),
                        options_.context_length);
@@ -160,7 +162,8 @@ class Preparation {
   void Describe();
   void WarnAbout(const json& about, const uint64_t* offsets) const;
   void WarnAboutRecords(const json& about) const;
-  void WriteChoice(const json& about) const;
+  SplitOptions SplitOptionsOfJob() const;
+  void WriteChoice(const json& about, const SplitOptions& split) const;
 
   const PrepareOptions& options_;
   const PrepareCallbacks& callbacks_;
@@ -281,7 +284,8 @@ void Preparation::WarnAbout(const json& about, const uint64_t* offsets) const {
   }
   if (about.at("eos").is_null())
     Warn(callbacks_, "the model folder names no eos_token: documents follow each other without a border");
-  if (options_.holdout_fraction > 0 && result_.heldout_tokens < options_.longest_evaluation_length) {
+  if (options_.holdout_fraction > 0 && SplitOptionsOfJob().rows == RowKind::kJoined &&
+      result_.heldout_tokens < options_.longest_evaluation_length) {
     Warn(callbacks_,
          fmt::format(
              "the held-out part has {} tokens, fewer than the longest evaluation length of {}: the corpus is too small",
@@ -312,6 +316,20 @@ void Preparation::WarnAboutRecords(const json& about) const {
   }
 }
 
+SplitOptions Preparation::SplitOptionsOfJob() const {
+  SplitOptions split;
+  if (options_.packing) {
+    split.rows = RowKind::kPacked;
+  } else if (has_records()) {
+    split.rows = RowKind::kRecords;
+  }
+  split.whole_documents = has_records();
+  split.holdout_fraction = options_.holdout_fraction;
+  split.minimum_heldout_tokens = options_.longest_evaluation_length;
+  split.context_length = options_.context_length;
+  return split;
+}
+
 // The counts of this job's split, its warnings and its dataset.json; from the published folder, so that a reused one is
 // the same.
 void Preparation::Describe() {
@@ -326,7 +344,8 @@ void Preparation::Describe() {
     throw UserError(fmt::format("cannot read {}: {}; delete the folder and prepare again",
                                 (result_.folder / "dataset.json").string(), error.what()));
   }
-  if (!has_records() && result_.tokens < options_.context_length) {
+  const SplitOptions split_options = SplitOptionsOfJob();
+  if (split_options.rows == RowKind::kJoined && result_.tokens < options_.context_length) {
     throw UserError(
         fmt::format("the corpus has {} tokens, fewer than one context of {}: add text or lower context_length",
                     result_.tokens, options_.context_length));
@@ -337,33 +356,36 @@ void Preparation::Describe() {
                                 result_.folder.string()));
   }
   const auto* starts = reinterpret_cast<const uint64_t*>(offsets.data());
-  for (const TokenRange& range : ChooseHeldOut(starts, result_.documents, options_.holdout_fraction,
-                                               options_.longest_evaluation_length, options_.context_length)) {
-    result_.heldout_tokens += range.end - range.begin;
-  }
-  result_.training_tokens = result_.tokens - result_.heldout_tokens;
-  result_.training_sequences = result_.training_tokens / options_.context_length;
-  result_.dropped_tokens = result_.training_tokens % options_.context_length;
+  const DataSplit split = SplitData(starts, result_.documents, split_options);
+  result_.heldout_tokens = split.heldout_tokens;
+  result_.training_tokens = split.training_tokens;
+  result_.training_sequences = split.rows;
+  result_.dropped_tokens = split.dropped_tokens;
+  result_.padding_tokens = split.padding_tokens;
   if (has_records()) result_.example = ExampleLines(about.value("example", json()));
-  WriteChoice(about);
+  WriteChoice(about, split_options);
   WarnAbout(about, starts);
 }
 
 // The path is relative, so that the storage may be mounted elsewhere tomorrow.
-void Preparation::WriteChoice(const json& about) const {
+void Preparation::WriteChoice(const json& about, const SplitOptions& split) const {
   const fs::path folder = fs::weakly_canonical(result_.folder).lexically_relative(fs::weakly_canonical(options_.work));
   json choice = {{"version", kFormatVersion},
                  {"key", result_.key},
                  {"folder", folder.string()},
                  {"context_length", options_.context_length},
                  {"format", jobfile::NameOf(result_.format)},
+                 {"rows", NameOf(split.rows)},
+                 {"bucketing", options_.bucketing},
                  {"documents", result_.documents},
                  {"tokens", result_.tokens},
                  {"training_tokens", result_.training_tokens},
                  {"training_sequences", result_.training_sequences},
                  {"dropped_tokens", result_.dropped_tokens},
+                 {"padding_tokens", result_.padding_tokens},
                  {"holdout",
                   {{"fraction", options_.holdout_fraction},
+                   {"whole_documents", split.whole_documents},
                    {"minimum_tokens", options_.longest_evaluation_length},
                    {"tokens", result_.heldout_tokens}}}};
   for (const char* fact : {"template", "records", "dropped", "cut", "scored_tokens", "example"}) {
@@ -381,6 +403,7 @@ PrepareOptions PrepareOptionsOf(const jobfile::JobSpec& spec, const fs::path& wo
   options.text_field = spec.data.text_field;
   options.chat_template = spec.data.chat_template;
   options.packing = spec.data.packing;
+  options.bucketing = spec.data.bucketing;
   options.holdout_fraction = spec.data.holdout_fraction;
   options.context_length = spec.context_length;
   options.longest_evaluation_length = spec.context_length;

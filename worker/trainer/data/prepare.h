@@ -36,7 +36,8 @@ struct PrepareOptions {
   std::optional<jobfile::DataFormat> format;  // absent: by the first record
   std::string text_field = "text";
   std::optional<jobfile::ChatTemplate> chat_template;  // of records; absent: the model's own
-  bool packing = false;                                // true is refused for now
+  bool packing = false;                                // documents keep their borders, several in a row
+  bool bucketing = false;                              // rows of a batch are alike; refused for joined documents
   double holdout_fraction = 0.02;                      // [0, 0.5]; 0: nothing is held out
   int64_t context_length = 0;
   int64_t longest_evaluation_length = 0;  // the held-out part is made at least this long where the corpus allows it
@@ -71,8 +72,9 @@ struct PreparedDataset {
   int64_t tokens = 0;
   int64_t training_tokens = 0;
   int64_t heldout_tokens = 0;
-  int64_t training_sequences = 0;  // whole contexts per epoch
-  int64_t dropped_tokens = 0;      // the training tail shorter than a context
+  int64_t training_sequences = 0;  // rows per epoch
+  int64_t dropped_tokens = 0;      // in no row: of joined documents, the training tail shorter than a context
+  int64_t padding_tokens = 0;      // of packed rows, with nothing to put there
 };
 
 PreparedDataset Prepare(const PrepareOptions& options, const PrepareCallbacks& callbacks = {});

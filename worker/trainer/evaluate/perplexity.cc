@@ -6,6 +6,7 @@
 #include <string>
 
 #include "worker/trainer/parallel/gradient_reducer.h"
+#include "worker/trainer/row_batch.h"
 
 namespace longspan::trainer {
 namespace {
@@ -26,30 +27,37 @@ CausalLm::EvaluationOptions OptionsOf(const std::string& model) {
 }
 
 // The windows of one length under one protocol.
-struct Windows {
-  const Dataset& dataset;
-  int64_t length;
-  jobfile::EvaluationProtocol protocol;
+class Windows {
+ public:
+  Windows(const Dataset& dataset, int64_t length, jobfile::EvaluationProtocol protocol)
+      : dataset_(&dataset), length_(length), paper_(protocol == jobfile::EvaluationProtocol::kPaper) {
+    if (!paper_) rows_ = dataset.HeldOutRows(length);
+  }
 
+  int64_t length() const { return length_; }
   int64_t count() const {
-    if (protocol == jobfile::EvaluationProtocol::kWindows) return dataset.HeldOutWindows(length);
-    const int64_t tokens = dataset.heldout_tokens();
-    return tokens < length ? 0 : (tokens - length) / kPaperWindowStride + 1;
+    if (!paper_) return rows_.count();
+    const int64_t tokens = dataset_->heldout_tokens();
+    return tokens < length_ ? 0 : (tokens - length_) / kPaperWindowStride + 1;
   }
-  std::vector<int64_t> tokens(int64_t index) const {
-    if (protocol == jobfile::EvaluationProtocol::kWindows) return dataset.HeldOutWindow(length, index);
-    return dataset.HeldOutTokens(index * kPaperWindowStride, length);
+  Batch Read(int64_t first, int64_t count) const {
+    if (!paper_) return BatchOf(rows_.Read(first, count), 0, count);
+    Batch batch;
+    batch.input_ids = at::empty({count, length_}, at::kLong);
+    for (int64_t row = 0; row < count; ++row) {
+      const std::vector<int64_t> tokens = dataset_->HeldOutTokens((first + row) * kPaperWindowStride, length_);
+      std::copy(tokens.begin(), tokens.end(), batch.input_ids.mutable_data_ptr<int64_t>() + row * length_);
+    }
+    batch.labels = batch.input_ids;
+    return batch;
   }
-};
 
-at::Tensor BatchOf(const Windows& windows, int64_t first, int64_t count) {
-  at::Tensor batch = at::empty({count, windows.length}, at::kLong);
-  for (int64_t row = 0; row < count; ++row) {
-    const std::vector<int64_t> tokens = windows.tokens(first + row);
-    std::copy(tokens.begin(), tokens.end(), batch.mutable_data_ptr<int64_t>() + row * windows.length);
-  }
-  return batch;
-}
+ private:
+  const Dataset* dataset_;
+  int64_t length_;
+  bool paper_;
+  Dataset::HeldOut rows_;  // not for the paper's protocol
+};
 
 }  // namespace
 
@@ -88,7 +96,7 @@ EvaluationResult EvaluatePerplexity(CausalLm& model, const Dataset& dataset, Com
   int64_t all_windows = 0, done_windows = 0;
   std::vector<Windows> lengths;
   for (int64_t length : plan.lengths) {
-    const Windows windows{dataset, length, plan.protocol};
+    const Windows windows(dataset, length, plan.protocol);
     if (windows.count() == 0) {
       if (hooks.warning) {
         hooks.warning("no evaluation at " + std::to_string(length) + " tokens: the held-out text has only " +
@@ -102,15 +110,17 @@ EvaluationResult EvaluatePerplexity(CausalLm& model, const Dataset& dataset, Com
   }
 
   for (const Windows& windows : lengths) {
-    const int64_t batch_max = std::max<int64_t>(1, kTokensPerCall / windows.length);
+    const int64_t batch_max = std::max<int64_t>(1, kTokensPerCall / windows.length());
     for (const std::string& name : plan.models) {
       ControlWord word;
       const BatchSlice share = SliceOfRank(windows.count(), ranks.rank(), ranks.world_size());
       for (int64_t first = share.begin; first < share.end; first += batch_max) {
         if (hooks.stop_requested && hooks.stop_requested()) break;
         const int64_t count = std::min(batch_max, share.end - first);
-        const at::Tensor batch = BatchOf(windows, first, count);
-        const LossSum loss = model.Evaluate(batch, batch, OptionsOf(name));
+        const Batch batch = windows.Read(first, count);
+        CausalLm::EvaluationOptions options = OptionsOf(name);
+        options.document_ids = batch.document_ids;
+        const LossSum loss = model.Evaluate(batch.input_ids, batch.labels, options);
         word.loss_sum += loss.loss;
         word.scored_tokens += loss.tokens;
         done_windows += count;
@@ -124,7 +134,7 @@ EvaluationResult EvaluatePerplexity(CausalLm& model, const Dataset& dataset, Com
       }
       // Under `paper` every window scores equally many tokens, so the mean of the windows' means is this mean too.
       const double loss = word.loss_sum / static_cast<double>(std::max<int64_t>(1, word.scored_tokens));
-      result.rows.push_back({name, windows.length, NameOf(plan.protocol), std::exp(loss), loss, word.scored_tokens,
+      result.rows.push_back({name, windows.length(), NameOf(plan.protocol), std::exp(loss), loss, word.scored_tokens,
                              windows.count(), plan.step});
       if (hooks.row) hooks.row(result.rows.back());
     }

@@ -1,6 +1,8 @@
 // Perplexity over held-out text at several lengths, always with full attention.
 //
 //   windows (default): windows that do not overlap; every token but the first of a window is scored
+//     (where rows keep the borders of documents: rows of at most the length, with their borders, none scored across
+//     one)
 //   paper: windows of the same length every 256 tokens; the mean over windows of each whole window's mean loss
 //
 // All ranks share the windows and add up what they found, so each has the whole table. Lengths that the held-out text

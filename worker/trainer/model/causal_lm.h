@@ -90,6 +90,7 @@ class CausalLm {
     bool adapted = true;
     // Of a 4-bit base: the folder's own weights in the place of the dequantized ones, read layer by layer.
     bool original_weights = false;
+    at::Tensor document_ids{};  // as in Batch; full attention within each document
   };
   virtual LossSum Evaluate(const at::Tensor& input_ids, const at::Tensor& labels, const EvaluationOptions& options) = 0;
 

@@ -107,11 +107,15 @@ class LlamaCausalLm : public CausalLm {
     const ModelWeights& weights = WeightsFor(options);
     LayerPass pass = NewPass();
     pass.adapted = options.adapted;
-    pass.attention = PlanFullAttention(ShapeOf(input_ids));
+    CheckDocuments(input_ids, options.document_ids);
+    const PackedDocuments documents = DocumentsOf(input_ids, options.document_ids);
+    pass.attention = PlanFullAttention(ShapeOf(input_ids, documents));
     pass.rotation =
-        (options.rope == RopeScaling::kOriginal ? original_positions_ : extended_positions_).For(input_ids.size(1));
+        (options.rope == RopeScaling::kOriginal ? original_positions_ : extended_positions_).For(documents.tokens_max);
+    pass.rotation.positions = documents.positions;
     const at::Tensor hidden = FinalNorm(weights, Hidden(weights, pass, input_ids, nullptr), nullptr);
-    return TiledTokenLoss(hidden, weights.head.value, ShiftedTargets(labels, {}), options_.memory.loss_tile_tokens, {});
+    return TiledTokenLoss(hidden, weights.head.value, ShiftedTargets(labels, options.document_ids),
+                          options_.memory.loss_tile_tokens, {});
   }
 
   at::Tensor Continue(const std::vector<Continuation>& sequences, const EvaluationOptions& options) override {
@@ -182,8 +186,9 @@ class LlamaCausalLm : public CausalLm {
                 document_ids.sizes(), " for input_ids ", input_ids.sizes());
   }
 
-  AttentionShape ShapeOf(const at::Tensor& input_ids) const {
-    return {input_ids.size(0), input_ids.size(1), config_.num_attention_heads, config_.num_key_value_heads};
+  AttentionShape ShapeOf(const at::Tensor& input_ids, const PackedDocuments& documents) const {
+    return {input_ids.size(0), input_ids.size(1), config_.num_attention_heads, config_.num_key_value_heads,
+            documents.runs};
   }
 
   LayerPass NewPass() const {
@@ -197,12 +202,8 @@ class LlamaCausalLm : public CausalLm {
   // Without dropout.
   LayerPass TrainingPass(const at::Tensor& input_ids, const at::Tensor& document_ids) {
     LayerPass pass = NewPass();
-    AttentionShape shape = ShapeOf(input_ids);
-    PackedDocuments documents;
-    documents.tokens_max = input_ids.size(1);
-    if (document_ids.defined()) documents = FindDocuments(document_ids);
-    shape.documents = std::move(documents.runs);
-    pass.attention = PlanTrainingAttention(options_.spec, shape);
+    const PackedDocuments documents = DocumentsOf(input_ids, document_ids);
+    pass.attention = PlanTrainingAttention(options_.spec, ShapeOf(input_ids, documents));
     pass.rotation = extended_positions_.For(documents.tokens_max);
     pass.rotation.positions = documents.positions;
     return pass;

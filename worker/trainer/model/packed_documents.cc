@@ -30,4 +30,9 @@ PackedDocuments FindDocuments(const at::Tensor& document_ids) {
   return documents;
 }
 
+PackedDocuments DocumentsOf(const at::Tensor& input_ids, const at::Tensor& document_ids) {
+  if (document_ids.defined()) return FindDocuments(document_ids);
+  return {{{0, input_ids.size(0), input_ids.size(1)}}, {}, input_ids.size(1)};
+}
+
 }  // namespace longspan::trainer

@@ -22,5 +22,7 @@ struct PackedDocuments {
 
 // document_ids (B, T) int64. Throws c10::Error on another shape or type.
 PackedDocuments FindDocuments(const at::Tensor& document_ids);
+// Where document_ids is undefined: each row of input_ids is one; no positions, which are those of the rows.
+PackedDocuments DocumentsOf(const at::Tensor& input_ids, const at::Tensor& document_ids);
 
 }  // namespace longspan::trainer
