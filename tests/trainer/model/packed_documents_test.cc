@@ -144,6 +144,20 @@ TEST_P(PackedTest, APackedBatchIsItsDocumentsOneByOneUnderEveryKeepPolicy) {
   }
 }
 
+TEST_P(PackedTest, DynamicPositionsAreThoseOfEachDocumentsLength) {
+  ModelOptions options = Options(jobfile::MethodKind::kLongLora);
+  options.spec.rope.emplace();
+  options.spec.rope->kind = jobfile::RopeKind::kDynamic;
+  options.spec.rope->factor = 2;
+  const std::vector<std::vector<int64_t>> lengths = {{36, 40, 4}, {80}, {33, 47}};  // above and below the original 32
+  const Batch packed = Packed(lengths);
+  std::map<std::string, at::Tensor> expected, gradients;
+  const auto model = Load(options);
+  const LossSum apart = Train(model.get(), OneByOne(packed, lengths), &expected);
+  EXPECT_NEAR(Train(model.get(), {packed}, &gradients).loss / apart.loss, 1.0, 1e-6);
+  ExpectSame(gradients, expected);
+}
+
 TEST_P(PackedTest, OneDocumentPerRowIsTheUnpackedBatchToTheBit) {
   const auto model = Load(Options(jobfile::MethodKind::kLongLora));
   Batch batch = Packed({{21}, {21}});

@@ -111,8 +111,7 @@ class LlamaCausalLm : public CausalLm {
     const PackedDocuments documents = DocumentsOf(input_ids, options.document_ids);
     pass.attention = PlanFullAttention(ShapeOf(input_ids, documents));
     pass.rotation =
-        (options.rope == RopeScaling::kOriginal ? original_positions_ : extended_positions_).For(documents.tokens_max);
-    pass.rotation.positions = documents.positions;
+        (options.rope == RopeScaling::kOriginal ? original_positions_ : extended_positions_).Within(documents);
     const at::Tensor hidden = FinalNorm(weights, Hidden(weights, pass, input_ids, nullptr), nullptr);
     return TiledTokenLoss(hidden, weights.head.value, ShiftedTargets(labels, options.document_ids),
                           options_.memory.loss_tile_tokens, {});
@@ -204,8 +203,7 @@ class LlamaCausalLm : public CausalLm {
     LayerPass pass = NewPass();
     const PackedDocuments documents = DocumentsOf(input_ids, document_ids);
     pass.attention = PlanTrainingAttention(options_.spec, ShapeOf(input_ids, documents));
-    pass.rotation = extended_positions_.For(documents.tokens_max);
-    pass.rotation.positions = documents.positions;
+    pass.rotation = extended_positions_.Within(documents);
     return pass;
   }
 

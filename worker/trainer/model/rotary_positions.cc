@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <vector>
 
 namespace longspan::trainer {
 namespace {
@@ -108,6 +109,22 @@ Rotation RotaryPositions::For(int64_t tokens) {
     scaled_for_ = scaled_for;
   }
   return {cosine_, sine_, tokens};
+}
+
+Rotation RotaryPositions::Within(const PackedDocuments& documents) {
+  if (!documents.positions.defined() || rope_.kind != RopeScalingKind::kDynamic) {
+    Rotation rotation = For(documents.tokens_max);
+    rotation.positions = documents.positions;
+    return rotation;
+  }
+  // The angles of a document depend on its length: one row of the table for each row of the batch.
+  std::vector<at::Tensor> cosine, sine;
+  for (const DocumentRun& run : documents.runs) {
+    const Rotation document = For(run.tokens);
+    cosine.push_back(document.cosine.narrow(0, 0, run.tokens).repeat({run.documents, 1}));
+    sine.push_back(document.sine.narrow(0, 0, run.tokens).repeat({run.documents, 1}));
+  }
+  return {at::cat(cosine), at::cat(sine), documents.positions.numel()};
 }
 
 }  // namespace longspan::trainer

@@ -2,6 +2,7 @@
 // that long positions agree to the last bit.
 #pragma once
 
+#include "worker/trainer/model/packed_documents.h"
 #include "worker/trainer/model/rope_scaling.h"
 #include "worker/trainer/model/row_kernels.h"
 
@@ -27,6 +28,8 @@ class RotaryPositions {
       : rope_(rope), rotary_dims_(RotaryDims(rope, head_dim)) {}
 
   Rotation For(int64_t tokens);
+  // Of the rows of a batch packed from documents, each as long as it is.
+  Rotation Within(const PackedDocuments& documents);
 
  private:
   RopeParameters rope_;
