@@ -36,7 +36,7 @@ ARROWS = {
     "server/rpc": (["proto", "server", "worker/planner", "worker/storage"], [GRPC, ABSL, FORMATS, LOG, HTTP, OPENSSL]),
     "server/http": (["proto", "server", "worker/planner", "worker/storage"], [GRPC, ABSL, FORMATS, LOG, HTTP]),
     "worker/daemon": (["proto", "worker/storage"], [GRPC, ABSL, FORMATS, LOG, HTTP, OPENSSL, CLI]),
-    "worker/trainer": (["proto/jobfile", "proto/trainer_lines", r"proto/support/check\.h", "worker/planner", "worker/storage",
+    "worker/trainer": (["proto/jobfile", "proto/trainer_lines", r"proto/support/(check|mutex)\.h", "worker/planner", "worker/storage",
                         "worker/trainer", "kernels"], [TORCH, FORMATS, LOG, TEXT, OPENSSL, CLI, r"gloo/", CUDA]),
     "kernels": ([], [CUDA]),
     "client": (["proto", "worker/storage"], [GRPC, ABSL, FORMATS, LOG, CLI]),
