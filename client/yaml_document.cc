@@ -1,10 +1,12 @@
 #include "client/yaml_document.h"
 
+#include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/yaml.h>
 
 #include <limits>
 #include <regex>
 #include <set>
+#include <sstream>
 
 namespace longspan::client {
 namespace {
@@ -87,17 +89,42 @@ class Converter {
   bool too_large_ = false;
 };
 
+// Sees where documents start and nothing else.
+class DocumentStarts final : public YAML::EventHandler {
+ public:
+  std::vector<int> lines;  // from 1
+
+  void OnDocumentStart(const YAML::Mark& mark) override { lines.push_back(mark.line + 1); }
+  void OnDocumentEnd() override {}
+  void OnNull(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnAlias(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnScalar(const YAML::Mark&, const std::string&, YAML::anchor_t, const std::string&) override {}
+  void OnSequenceStart(const YAML::Mark&, const std::string&, YAML::anchor_t, YAML::EmitterStyle::value) override {}
+  void OnSequenceEnd() override {}
+  void OnMapStart(const YAML::Mark&, const std::string&, YAML::anchor_t, YAML::EmitterStyle::value) override {}
+  void OnMapEnd() override {}
+};
+
+// Line of the second document, 0 when there is none. Not YAML::LoadAll: it makes documents without end out of a stray
+// comma.
+int LineOfSecondDocument(const std::string& text) {
+  std::istringstream in(text);
+  YAML::Parser parser(in);
+  DocumentStarts starts;
+  while (starts.lines.size() < 2 && parser.HandleNextDocument(starts)) {
+  }
+  return starts.lines.size() < 2 ? 0 : starts.lines[1];
+}
+
 }  // namespace
 
 YamlDocument ParseYaml(const std::string& text) {
   YamlDocument result;
   try {
-    const std::vector<YAML::Node> documents = YAML::LoadAll(text);
-    if (documents.size() > 1) {
-      result.mistakes.push_back(
-          {"", documents[1].Mark().line + 1, "has a second document; one job file is one document"});
-    } else if (!documents.empty()) {
-      result.document = Converter(&result).Convert(documents.front(), "", 0);
+    if (const int line = LineOfSecondDocument(text); line > 0) {
+      result.mistakes.push_back({"", line, "has a second document; one job file is one document"});
+    } else {
+      result.document = Converter(&result).Convert(YAML::Load(text), "", 0);
     }
   } catch (const YAML::Exception& error) {
     result.mistakes.push_back({"", error.mark.line + 1, "is not YAML: " + error.msg});

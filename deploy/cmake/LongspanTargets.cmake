@@ -2,6 +2,7 @@
 #
 #   longspan_library(NAME core SOURCES a.cc b.cc DEPENDS longspan::ids absl::status)      -> target longspan_core, longspan::core
 #   longspan_program(NAME longspan-server SOURCES main.cc DEPENDS ...)                    -> bin/longspan-server
+#   longspan_fuzzer(NAME safetensors_fuzzer SOURCES ... DEPENDS ...)                      -> libFuzzer program, preset fuzz
 #   longspan_test(NAME core_test SOURCES core_test.cc DEPENDS ... [TIMEOUT s] [LABELS l]) -> one CTest entry per program
 #
 # TORCH marks a target that includes ATen: it gets LibTorch and shares one precompiled ATen header with its like.
@@ -51,6 +52,13 @@ elseif(NOT LONGSPAN_SANITIZER STREQUAL "")
   message(FATAL_ERROR "LONGSPAN_SANITIZER is '${LONGSPAN_SANITIZER}'; use address, thread or nothing")
 endif()
 
+if(LONGSPAN_FUZZ)
+  if(NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+    message(FATAL_ERROR "LONGSPAN_FUZZ needs clang, which has libFuzzer")
+  endif()
+  target_compile_options(longspan_options INTERFACE -fsanitize=fuzzer-no-link)
+endif()
+
 find_package(Threads REQUIRED)
 find_package(fmt REQUIRED)
 find_package(spdlog REQUIRED)
@@ -91,6 +99,15 @@ function(longspan_program)
   cmake_parse_arguments(A "TORCH" "NAME" "SOURCES;DEPENDS" ${ARGN})
   add_executable(${A_NAME} ${A_SOURCES})
   target_link_libraries(${A_NAME} PRIVATE ${A_DEPENDS})
+  longspan_configure_target(${A_NAME} "${A_TORCH}")
+endfunction()
+
+# A libFuzzer program. Only with LONGSPAN_FUZZ.
+function(longspan_fuzzer)
+  cmake_parse_arguments(A "TORCH" "NAME" "SOURCES;DEPENDS" ${ARGN})
+  add_executable(${A_NAME} ${A_SOURCES})
+  target_link_libraries(${A_NAME} PRIVATE ${A_DEPENDS})
+  target_link_options(${A_NAME} PRIVATE -fsanitize=fuzzer)
   longspan_configure_target(${A_NAME} "${A_TORCH}")
 endfunction()
 

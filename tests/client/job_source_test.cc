@@ -82,6 +82,8 @@ TEST_F(JobSourceTest, MistakesHaveLinesInBothLanguages) {
   EXPECT_THAT(ErrorOf("job.yaml", "just text"), HasSubstr("a job file is a map of keys"));
   EXPECT_THAT(ErrorOf("job.yaml", ""), HasSubstr("a job file is a map of keys"));
   EXPECT_THAT(ErrorOf("job.yaml", "name: a\n---\nname: b\n"), HasSubstr("second document"));
+  // yaml-cpp makes documents without end out of these.
+  EXPECT_THAT(ErrorOf("job.yaml", ", name: a\n"), HasSubstr("line 1"));
   EXPECT_THAT(ErrorOf("job.yaml", kHead, {"training.steps"}), HasSubstr("must be key=value"));
 }
 

@@ -222,6 +222,7 @@ TEST_F(TokenizerFileTest, EveryComplaintNamesThePlace) {
   EXPECT_THAT(said("/post_processor/single/0/SpecialToken/id", "<t>"),
               HasSubstr("single[0].SpecialToken.id is \"<t>\""));
   EXPECT_THAT(said("/post_processor/single/1/Sequence/id", "B"), HasSubstr("single[1].Sequence.id is B"));
+  EXPECT_THAT(said("/post_processor/special_tokens/<s>/ids/0", 266), HasSubstr("puts id 266 around a text"));
   EXPECT_THAT(said("/decoder/decoders/3/start", -1), HasSubstr("decoder.decoders[3].start is -1"));
 }
 

@@ -164,6 +164,13 @@ Tokenizer Tokenizer::Load(const fs::path& model_folder) {
   }
   impl->ReadEos(model_folder);
   impl->vocab_size = int64_t{impl->encoder->largest_id()} + 1;
+  for (const std::vector<TokenId>& around : {impl->encoder->prefix(), impl->encoder->suffix()}) {
+    for (const TokenId id : around) {
+      if (static_cast<int64_t>(id) < impl->vocab_size) continue;
+      throw UserError(fmt::format("cannot read {}: post_processor puts id {} around a text, which is no token's",
+                                  (model_folder / impl->file_name).string(), id));
+    }
+  }
   Encoder::Work work;
   std::vector<TokenId> context;
   impl->encoder->EncodeTo(kContext, work, context);

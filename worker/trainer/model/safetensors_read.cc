@@ -167,7 +167,7 @@ at::Tensor SafetensorsFile::View(const std::string& name) const {
   const auto options = at::TensorOptions().dtype(entry.dtype);
   if (reinterpret_cast<uintptr_t>(start) % c10::elementSize(entry.dtype) != 0 || entry.bytes == 0) {
     at::Tensor copy = at::empty(entry.shape, options);
-    std::memcpy(copy.data_ptr(), start, entry.bytes);
+    if (entry.bytes > 0) std::memcpy(copy.data_ptr(), start, entry.bytes);
     return copy;
   }
   auto keep = mapping_;
