@@ -70,8 +70,8 @@ class Fields {
   uint64_t Varint() {
     uint64_t value = 0;
     for (int shift = 0; shift < 64; shift += 7) {
-      const auto byte = static_cast<unsigned char>(Take(1)[0]);
-      value |= uint64_t{byte & 0x7Fu} << shift;
+      const uint64_t byte = static_cast<unsigned char>(Take(1)[0]);
+      value |= (byte & 0x7F) << shift;
       if (byte < 0x80) return value;
     }
     Fail("a number of more than 64 bits");

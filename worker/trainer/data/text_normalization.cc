@@ -88,7 +88,7 @@ Trait ChangesIn(NormalizationForm form) {
 }
 
 utf8proc_option_t OptionsOf(NormalizationForm form) {
-  int options = UTF8PROC_STABLE;
+  unsigned options = UTF8PROC_STABLE;
   options |=
       form == NormalizationForm::kNfc || form == NormalizationForm::kNfkc ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE;
   if (form == NormalizationForm::kNfkc || form == NormalizationForm::kNfkd) options |= UTF8PROC_COMPAT;

@@ -70,7 +70,7 @@ class ByteFallbackDecode : public DecodeStep {
     if (token[3] == '+' && low >= 0) return static_cast<uint8_t>(low);  // The package reads a sign, too.
     const int high = HexDigit(token[3]);
     if (high < 0 || low < 0) return std::nullopt;
-    return static_cast<uint8_t>(high << 4 | low);
+    return static_cast<uint8_t>(16 * high + low);
   }
 };
 
@@ -157,7 +157,7 @@ std::unique_ptr<DecodeStep> ParseReplace(const JsonPlace& place) {
 }
 
 void ParseInto(const JsonPlace& place, std::vector<std::unique_ptr<DecodeStep>>& steps) {
-  constexpr uint64_t kStripsMax = 1 << 20;
+  constexpr uint64_t kStripsMax = 1u << 20;
   const std::string type = place.Type();
   if (type == "Sequence") {
     for (const JsonPlace& member : place.At("decoders").Elements()) ParseInto(member, steps);

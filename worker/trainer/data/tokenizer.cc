@@ -17,7 +17,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr size_t kBlockBytes = 1 << 18;  // of a long text that is encoded at once, where it may be cut
+constexpr size_t kBlockBytes = size_t{1} << 18;  // of a long text that is encoded at once, where it may be cut
 // Stands in front of a later part of a text, so that the part is not taken for a start. Any letter would do.
 constexpr std::string_view kContext = "a";
 

@@ -24,7 +24,7 @@
 namespace longspan::trainer {
 
 using TokenId = uint32_t;
-inline constexpr TokenId kTokenIdMax = (1 << 24) - 1;  // a larger id in a file is a mistake
+inline constexpr TokenId kTokenIdMax = (1u << 24) - 1;  // a larger id in a file is a mistake
 
 // The memory of one thread that encodes: how words were cut, which makes natural text several times faster. Bounded.
 class MergeCache {

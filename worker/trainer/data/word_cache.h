@@ -13,8 +13,8 @@ namespace longspan::trainer {
 
 class WordCache {
  public:
-  static constexpr size_t kWordBytesMax = 64;   // longer ones hardly ever come again
-  static constexpr size_t kWordsMax = 1 << 17;  // at most 50 MB with their ids; for natural text 12
+  static constexpr size_t kWordBytesMax = 64;           // longer ones hardly ever come again
+  static constexpr size_t kWordsMax = size_t{1} << 17;  // at most 50 MB with their ids; for natural text 12
 
   // Appends the ids of `word`: remembered ones, or those that encode(ids) appends.
   template <typename Encode>
