@@ -92,6 +92,7 @@ template <class A>
 void Fields(A& a, Artifact& line) {
   a.Required("kind", line.kind);
   a.Required("path", line.path);
+  a.Optional("excerpt", line.excerpt);
 }
 template <class A>
 void Fields(A& a, Expect& line) {

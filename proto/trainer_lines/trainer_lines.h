@@ -65,6 +65,8 @@ struct Evaluation {      // one row of the result table
 struct Artifact {    // something that was published in the job's folder
   std::string kind;  // "dataset" | "adapter" | "merged" | "run_card"
   std::string path;  // relative to the job's folder, or absolute for the shared dataset
+  // Optional: something of it to show to people, as lines; of a dataset of records one rendered example.
+  std::string excerpt;
 };
 struct Expect {        // no step will move for a while, and that is right
   std::string reason;  // "checkpoint", "evaluation", "loading the model"

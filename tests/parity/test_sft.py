@@ -1,14 +1,17 @@
-"""Instructions and chats: their ids and masks against transformers' apply_chat_template."""
+"""Instructions and chats: their ids and masks against transformers' apply_chat_template, and training on them."""
 
 import json
 import random
+import socket
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from reference import chat_templates, tiny_jobs, tokenizer_families, trainer, work_folder
+from reference import chat_templates, compare, oracle, tiny_jobs, tokenizer_families, trainer, work_folder
+from reference.tensors import read_tensors
 
 WORDS = ["ka", "lo mi", "ter.", "\n", "\n\n", "  ", "é", "你好", "😀", "don't", "12", "\t", "</", "[INST", "<|im", "\u00a0", "\u200b"]
 
@@ -150,3 +153,117 @@ def test_no_vocabulary_row_is_ever_added(tmp_path, trainer_binary):
     done = prepare(job.spec, tmp_path, data={"template": "chatml"})
     assert done.returncode == 10, trainer.report(done)
     assert "has no token <|im_start|>" in done.stderr
+
+
+# ---- training ----
+
+
+def uneven_records(count=24, seed=8):
+    """Answers from one word to most of the context: a mean of means would be far off."""
+    chance = random.Random(seed)
+    records = []
+    for index in range(count):
+        output = tiny_jobs.words([1, 60, 3, 150, 12][index % 5], seed=200 + index)
+        records.append({"instruction": tiny_jobs.words(chance.randint(1, 20), seed=300 + index), "output": output})
+    return records
+
+
+def expected_step(job, spec, rows, records):
+    """(loss, gradients) of the records of a batch, one by one without padding: the sum over all scored tokens by their number."""
+    by_start = {tuple(ids): (ids, scored) for ids, scored in records}
+    model = oracle.load_for_training(job.model, spec)
+    loss, total, gradients, counts = 0.0, 0, {}, []
+    for ids, scored in [record for row in rows.tolist() for record in records_of(row, by_start)]:
+        labels = torch.tensor([[i if s else -100 for i, s in zip(ids, scored)]])
+        result = oracle.run(model, spec, torch.tensor([ids]), labels)
+        counts.append(sum(scored))
+        loss, total = loss + result.loss.item() * counts[-1], total + counts[-1]
+        for name, gradient in result.gradients.items():
+            gradients[name] = gradients.get(name, 0) + gradient * counts[-1]
+    assert max(counts) > 20 * min(counts), f"the answers are too much alike to show anything: {counts}"
+    return loss / total, {name: gradient / total for name, gradient in gradients.items()}
+
+
+def records_of(row, by_start):
+    """The records of which a row was made, in order; behind them EOS alone."""
+    found, at = [], 0
+    while at < len(row):
+        fitting = [record for ids, record in by_start.items() if row[at : at + len(ids)] == list(ids)]
+        if not fitting:
+            break
+        found.append(max(fitting, key=lambda record: len(record[0])))
+        at += len(found[-1][0])
+    assert found and set(row[at:]) <= {2}, row
+    return found
+
+
+@pytest.mark.parametrize("method", ["full", "longlora"])
+@pytest.mark.parametrize("packing", [False, True])
+def test_step_one_equals_pytorch_on_the_records_alone(method, packing, tmp_path, trainer_binary):
+    """Very different numbers of scored tokens, over ranks and micro-batches: one sum by one number. Padding takes no part."""
+    job = tiny_jobs.write_job(tmp_path / "job", documents=0)
+    write_records(job.corpus, uneven_records(count=48))
+    spec = trainer.merged_spec(job.spec, {
+        "data": {"template": "llama2", "packing": packing, "holdout_fraction": 0},
+        "method": {"kind": method}, "training": {"steps": 2, "global_batch": 8}, "evaluation": {"lengths": [64]},
+    })  # fmt: skip
+    if method == "full":
+        spec["method"] = {"kind": "full"}
+    else:
+        spec["method"]["adapter"] = str(oracle.write_adapter(job.model, tmp_path / "start", spec, rank=4, alpha=8))
+    done = prepare(spec, tmp_path)
+    assert done.returncode == 0, trainer.report(done)
+    records, about = prepared_records(tmp_path)
+    assert about["cut"] > 0, "an answer that is cut is part of this"
+    seen = []
+    for ranks, micro in [(1, 1), (1, 4), (2, 1), (2, 2)]:
+        spec["training"]["micro_batch"] = micro
+        name = f"{ranks}-{micro}"
+        steps = train(spec, tmp_path / name, ranks)
+        assert sorted(steps) == [1, 2]
+        if not seen:
+            loss, gradients = expected_step(job, spec, steps[1]["input_ids"], records)
+        first = work_folder.progress(tmp_path / name)[0]
+        assert abs(first["loss"] - loss) < 1e-4 * abs(loss)
+        actual = {key.removeprefix("grad."): value for key, value in steps[1].items() if key.startswith("grad.")}
+        compare.assert_close(actual, gradients)
+        seen.append(steps[1]["input_ids"].tolist())
+    assert all(rows == seen[0] for rows in seen)
+
+
+def train(spec, work, ranks):
+    """Steps as --dump-gradients tells them."""
+    file = trainer.write_spec(spec, work.with_suffix(".json"))
+    dump = work.with_suffix(".dump")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        store = f"127.0.0.1:{free.getsockname()[1]}"
+    more = ["--world-size", ranks, "--store", store] if ranks > 1 else []
+    children = [
+        trainer.start("train", file, "--work", work, "--rank", rank, *more, "--dump-gradients", dump)
+        for rank in range(ranks)
+    ]
+    for child in children:
+        try:
+            output = child.communicate(timeout=trainer.TIMEOUT_S)
+        finally:
+            child.kill()
+        assert child.returncode == 0, output
+    return {int(file.stem.removeprefix("step-")): read_tensors(file) for file in dump.glob("step-*.safetensors")}
+
+
+def test_a_whole_run_shows_one_record_on_its_card(tmp_path, trainer_binary):
+    job = tiny_jobs.write_job(tmp_path / "job", documents=0)
+    write_records(job.corpus, uneven_records())
+    spec = trainer.merged_spec(job.spec, {
+        "data": {"template": "llama2", "holdout_fraction": 0.2}, "training": {"steps": 2}, "evaluation": {"lengths": [64]},
+    })  # fmt: skip
+    done = trainer.command("run", trainer.write_spec(spec, tmp_path / "spec.json"), "--work", tmp_path / "work")
+    assert done.returncode == 0, trainer.report(done)
+    card = json.loads((tmp_path / "work" / "run_card.json").read_text())
+    assert card["dataset"]["records"] == 24
+    prompt, answer = card["dataset"]["example"]
+    assert (prompt["part"], answer["part"]) == ("prompt", "answer")
+    assert prompt["text"].startswith("[INST]") and answer["text"].endswith("</s>")
+    text = (tmp_path / "work" / "run_card.md").read_text()
+    assert "    prompt | [INST]" in text and "    answer | " in text

@@ -37,6 +37,7 @@ TEST(TrainerLines, WhatIsWrittenIsReadBack) {
   const Checkpoint checkpoint = RoundTrip(Checkpoint{"step-00000001.attempt-2", 1, "ab", int64_t{1} << 40, 0.5});
   EXPECT_EQ(checkpoint.size_bytes, int64_t{1} << 40);
   EXPECT_EQ(RoundTrip(Evaluation{"base", 1024, "windows", 3.5, 1.25, 77, 5}).tokens, 77);
+  EXPECT_EQ(RoundTrip(Artifact{"dataset", "/d", "prompt | a\nanswer | b\n"}).excerpt, "prompt | a\nanswer | b\n");
   EXPECT_EQ(RoundTrip(Failed{"user", "line\n\"two\" \xe2\x82\xac"}).message, "line\n\"two\" \xe2\x82\xac");
   EXPECT_TRUE(RoundTrip(Done{true}).stopped);
   bool malformed = false;

@@ -13,6 +13,7 @@
 #include "proto/jobfile/job_file.h"
 #include "worker/storage/storage.h"
 #include "worker/trainer/checkpoint/adapter_config.h"
+#include "worker/trainer/data/record_example.h"
 #include "worker/trainer/errors.h"
 #include "worker/trainer/model/model_config.h"
 #include "worker/trainer/model/safetensors.h"
@@ -146,6 +147,20 @@ std::string MarkdownTable(const nlohmann::json& evaluation) {
   return text + "\nHeld-out text, full attention, protocol `" + evaluation.value("protocol", "windows") + "`.\n";
 }
 
+// One record as it was trained, for instructions and chats.
+std::string MarkdownExample(const nlohmann::json& dataset) {
+  const std::string lines = dataset.is_object() ? ExampleLines(dataset.value("example", nlohmann::json())) : "";
+  if (lines.empty()) return "";
+  std::string indented;  // a fence could be ended by the record itself
+  for (size_t begin = 0; begin < lines.size();) {
+    const size_t end = lines.find('\n', begin);
+    indented += "    " + lines.substr(begin, end + 1 - begin);
+    begin = end + 1;
+  }
+  return fmt::format("\n## Data\n\nTemplate `{}`; one record as it was trained, only the answer is scored:\n\n{}",
+                     dataset.value("template", ""), indented);
+}
+
 std::string RunCardMarkdown(const jobfile::JobSpec& spec, const nlohmann::json& card) {
   std::string text = fmt::format("# Run card of {}\n\n", card["job"].get<std::string>());
   text += fmt::format("| | |\n| --- | --- |\n| base model | {} |\n| method | {} |\n| attention in training | {} |\n",
@@ -163,6 +178,7 @@ std::string RunCardMarkdown(const jobfile::JobSpec& spec, const nlohmann::json& 
                       card["training"]["loss"].get<double>(), card["training"]["ranks"].get<int64_t>(),
                       card["training"]["threads"].get<int64_t>(), card["versions"].dump());
   text += "\n## Perplexity\n\n" + MarkdownTable(card["evaluation"]);
+  text += MarkdownExample(card["dataset"]);
   for (const auto& note : card["notes"]) text += "\n" + note.get<std::string>() + "\n";
   text += "\n## Job\n\n```json\n" + card["spec"].dump(2) + "\n```\n";
   return text;

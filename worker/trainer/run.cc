@@ -194,7 +194,7 @@ void JobRun::PreparePhase() {
   spdlog::info("{} documents, {} tokens ({} held out), {} sequences per epoch in {}{}", prepared.documents,
                prepared.tokens, prepared.heldout_tokens, prepared.training_sequences, prepared.folder.string(),
                prepared.reused ? ", prepared before" : "");
-  session_.Send(lines::Artifact{"dataset", prepared.folder.string()});
+  session_.Send(lines::Artifact{"dataset", prepared.folder.string(), prepared.example});
   ranks_->Publish("prepared", "yes");
 }
 
@@ -436,9 +436,9 @@ void JobRun::ExportPhase() {
     facts.version = kVersion;
     WriteRunCard(options_.spec, *model_, facts, options_.work);
   }
-  if (adapter) session_.Send(lines::Artifact{"adapter", "adapter"});
-  if (options_.spec.output.merged) session_.Send(lines::Artifact{"merged", "merged"});
-  session_.Send(lines::Artifact{"run_card", "run_card.md"});
+  if (adapter) session_.Send(lines::Artifact{"adapter", "adapter", ""});
+  if (options_.spec.output.merged) session_.Send(lines::Artifact{"merged", "merged", ""});
+  session_.Send(lines::Artifact{"run_card", "run_card.md", ""});
 }
 
 }  // namespace
