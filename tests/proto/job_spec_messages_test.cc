@@ -70,7 +70,7 @@ constexpr char kEverything[] =
     R"({"kind": "evaluate", "name": "a", "queue": "q", "priority": 7, "labels": {"k": "v"}, "model": {"path": "/m", "init": "weights"},
   "data": {"sources": ["/d", "/e"], "format": "text", "text_field": "body", "holdout_fraction": 0.1, "packing": true,
     "bucketing": true, "template": "chatml"},
-  "context_length": 1024, "attention": {"kind": "full", "group_size": 100, "edge": "wrap"},
+  "context_length": 1024, "attention": {"kind": "s2", "group_size": 100, "edge": "wrap"},
   "method": {"kind": "qlonglora", "rank": 4, "alpha": 8.5, "dropout": 0.1, "targets": ["q_proj"], "adapter": "/a",
     "rslora": true, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.0.self_attn.q_proj": 1.5}, "train_norms": false,
     "train_embeddings": true, "train_head": false},

@@ -35,14 +35,14 @@ TEST(SubmitJob, SaysEveryMistakeAtOnce) {
   request.mutable_spec()->set_name("Not A Name");
   request.mutable_spec()->set_priority(101);
   request.mutable_spec()->mutable_training()->set_learning_rate(-1);
-  request.mutable_spec()->mutable_method()->set_kind(v1::MethodSpec::KIND_QLORA);
+  request.mutable_spec()->mutable_rope()->set_theta(5e5);  // of another kind
   request.mutable_spec()->mutable_data()->set_sources(0, "relative/corpus.txt");
   v1::SubmitJobResponse response;
   const grpc::Status status = cluster.client().SubmitJob(NewContext().get(), request, &response);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
   const StatusDetails details = DetailsOf(ToAbslStatus(status));
   for (const char* field : {"request_id", "spec.name", "spec.priority", "spec.training.learning_rate",
-                            "spec.method.kind", "spec.data.sources[0]"}) {
+                            "spec.rope.theta", "spec.data.sources[0]"}) {
     EXPECT_THAT(details.violations, Contains(Field(&FieldViolation::field, field)));
     EXPECT_THAT(status.error_message(), HasSubstr(field));
   }
