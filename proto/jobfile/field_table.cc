@@ -514,7 +514,15 @@ void AddRunRows(std::vector<Field>& rows) {
                      .Absent("the model's original length and context_length")
                      .Checked("2 to 16777216 each", AT(evaluation.lengths), CheckLengths)
                      .Build());
-  rows.push_back(Row("evaluation.protocol", "How the text is cut into windows.", AT(evaluation.protocol)).Build());
+  rows.push_back(Row("evaluation.protocol",
+                     "How the text is cut: windows that do not overlap, or the paper's, one every 256 tokens.",
+                     AT(evaluation.protocol))
+                     .Build());
+  rows.push_back(Row("evaluation.max_tokens", "Held-out text that perplexity is measured on, from its start; 0: all.",
+                     AT(evaluation.max_tokens))
+                     .Unit("tokens")
+                     .In({0, static_cast<double>(kIntegerMax)})
+                     .Build());
   AddTaskRows(rows);
   rows.push_back(
       Row("checkpoint.every_steps", "Steps between checkpoints; 0: only at the end.", AT(checkpoint.every_steps))

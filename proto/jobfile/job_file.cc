@@ -197,6 +197,16 @@ void CheckRope(const JobSpec& spec, std::vector<Mistake>& mistakes) {
   }
 }
 
+// A limit below a window would leave nothing to measure at that length.
+void CheckMaxTokens(const JobSpec& spec, std::vector<Mistake>& mistakes) {
+  const std::vector<int64_t>& lengths = spec.evaluation.lengths;
+  const int64_t longest = lengths.empty() ? spec.context_length : *std::max_element(lengths.begin(), lengths.end());
+  if (spec.evaluation.max_tokens <= 0 || spec.evaluation.max_tokens >= longest) return;
+  mistakes.push_back({"evaluation.max_tokens", 0,
+                      fmt::format("is {}; must be 0 or at least {}, the longest text to measure",
+                                  spec.evaluation.max_tokens, longest)});
+}
+
 void CheckEvaluation(const JobSpec& spec, std::vector<Mistake>& mistakes) {
   const EvaluationSection& evaluation = spec.evaluation;
   if (spec.data.sources.empty() && evaluation.passkey.lengths.empty() && evaluation.topics.lengths.empty() &&
@@ -281,6 +291,7 @@ std::vector<Mistake> Validate(const JobSpec& spec, Purpose purpose) {
                                     spec.training.global_batch, spec.resources.slots)});
   }
   CheckRope(spec, mistakes);
+  if (purpose == Purpose::kTrain) CheckMaxTokens(spec, mistakes);
   if (purpose == Purpose::kTrain && spec.kind == JobKind::kEvaluate) CheckEvaluation(spec, mistakes);
   return mistakes;
 }
@@ -298,9 +309,6 @@ std::vector<Mistake> NotYetSupported(const JobSpec& spec) {
   refuse_key("evaluation.topics", !spec.evaluation.topics.lengths.empty());
   refuse_key("evaluation.longbench", !spec.evaluation.longbench.path.empty());
   refuse_key("evaluation.conversations", !spec.evaluation.conversations.path.empty());
-  if (spec.evaluation.protocol != EvaluationProtocol::kWindows) {
-    refuse("evaluation.protocol", NameOf(spec.evaluation.protocol), "windows");
-  }
   return mistakes;
 }
 

@@ -132,6 +132,7 @@ struct EvaluationSection {
   int64_t every_steps = 0;       // 0: only at the end
   std::vector<int64_t> lengths;  // tokens; empty: the model's original length and context_length
   EvaluationProtocol protocol = EvaluationProtocol::kWindows;
+  int64_t max_tokens = 0;  // of the held-out text, from its start; 0: all of it
   PasskeySection passkey;
   TopicsSection topics;
   LongBenchSection longbench;

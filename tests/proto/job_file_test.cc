@@ -199,11 +199,10 @@ TEST(JobFile, MethodFullHasNoAdapterToStartFrom) {
 
 TEST(JobFile, LaterWorkParsesAndIsRefusedByName) {
   json document = json::parse(kSmallest);
-  document["evaluation"]["protocol"] = "paper";
+  document["kind"] = "evaluate";
   const Parsed parsed = ParseDocument(document, nullptr);
   ASSERT_TRUE(parsed.spec);
-  EXPECT_THAT(Texts(NotYetSupported(*parsed.spec)),
-              ElementsAre("evaluation.protocol: paper is not built yet; use windows"));
+  EXPECT_THAT(Texts(NotYetSupported(*parsed.spec)), ElementsAre("kind: evaluate is not built yet; use extend"));
   EXPECT_THAT(NotYetSupported(*ParseText(kSmallest).spec), IsEmpty());
 }
 
@@ -252,6 +251,15 @@ TEST(JobFile, RopeKeysBelongToTheirKind) {
               ElementsAre("rope.beta_fast: must be above beta_slow"));
   EXPECT_THAT(MistakesWith("/rope", {{"kind", "llama3"}, {"low_freq_factor", 4}}),
               ElementsAre("rope.high_freq_factor: must be above low_freq_factor"));
+}
+
+TEST(JobFile, TheTextOfAnEvaluationIsAtLeastAsLongAsItsWindows) {
+  EXPECT_THAT(MistakesWith("/evaluation", {{"lengths", {64, 512}}, {"max_tokens", 512}}), IsEmpty());
+  EXPECT_THAT(MistakesWith("/evaluation", {{"lengths", {64, 512}}, {"max_tokens", 511}}),
+              ElementsAre("evaluation.max_tokens: is 511; must be 0 or at least 512, the longest text to measure"));
+  EXPECT_THAT(MistakesWith("/evaluation", {{"max_tokens", 1}}), ElementsAre(HasSubstr("must be 0 or at least")));
+  EXPECT_THAT(MistakesWith("/evaluation", {{"max_tokens", -1}}),
+              ElementsAre("evaluation.max_tokens: is -1; must be at least 0"));
 }
 
 TEST(JobFile, AnEvaluationNeedsNoDataButSomethingToMeasure) {

@@ -77,7 +77,7 @@ constexpr char kEverything[] =
   "rope": {"kind": "llama3", "factor": 4.0, "original_length": 256, "low_freq_factor": 2.0, "high_freq_factor": 3.0},
   "training": {"steps": 5, "global_batch": 8, "micro_batch": 2, "learning_rate": 1e-4, "schedule": "cosine", "warmup_steps": 0, "beta1": 0.5,
     "beta2": 0.6, "epsilon": 1e-6, "weight_decay": 0.1, "clip_norm": 0.0, "seed": 9, "dtype": "bf16"},
-  "evaluation": {"every_steps": 2, "lengths": [256, 512], "protocol": "paper", "passkey": {"lengths": [64], "depths": 3, "trials": 2},
+  "evaluation": {"every_steps": 2, "lengths": [256, 512], "protocol": "paper", "max_tokens": 4096, "passkey": {"lengths": [64], "depths": 3, "trials": 2},
     "topics": {"lengths": [65], "topics": 4, "trials": 5}, "longbench": {"path": "/l", "tasks": ["qasper"], "examples": 6},
     "conversations": {"path": "/c", "max_new_tokens": 7}, "generation": {"batch": 8, "temperature": 0.5, "top_p": 0.9}},
   "checkpoint": {"every_steps": 0, "keep_last": 3, "keep_every": 10}, "resources": {"slots": 2, "threads_per_slot": 3},

@@ -330,6 +330,7 @@ std::vector<EvaluationRow> JobRun::EvaluateRows(const std::vector<std::string>& 
   plan.models = models;
   plan.lengths = EvaluationLengths(options_.spec, model.config().original_max_position_embeddings);
   plan.protocol = options_.spec.evaluation.protocol;
+  plan.tokens_max = options_.spec.evaluation.max_tokens;
   plan.step = resume_->state.step;
   EvaluationHooks hooks;
   hooks.stop_requested = [this] { return session_.stop_requested(); };

@@ -285,6 +285,7 @@ bool TrainLoop::EvaluateNow() {
   plan.models = {"extended"};
   plan.lengths = EvaluationLengths(options_.spec, model_.config().original_max_position_embeddings);
   plan.protocol = options_.spec.evaluation.protocol;
+  plan.tokens_max = options_.spec.evaluation.max_tokens;
   plan.step = state_.step;
   EvaluationHooks hooks;
   const bool speaks = ranks_.rank() == 0;

@@ -71,6 +71,38 @@ class PerplexityTest : public ::testing::Test {
     return sum / static_cast<double>(tokens);
   }
 
+  // Each of two ranks has the rows that one rank alone has.
+  void ExpectTwoRanksGiveTheRowsOfOne() {
+    FakeModel alone;
+    auto single = Communicator::OpenStore({});
+    const auto expected = EvaluatePerplexity(alone, *dataset_, *single, plan_, {}).rows;
+    ASSERT_FALSE(expected.empty());
+    std::promise<std::string> address;
+    auto found = address.get_future().share();
+    const auto as_rank = [&](int64_t rank) {
+      CommunicatorOptions options;
+      options.rank = rank;
+      options.world_size = 2;
+      options.store = rank == 0 ? "127.0.0.1:0" : found.get();
+      auto ranks = Communicator::OpenStore(options);
+      if (rank == 0) address.set_value(ranks->store_address());
+      ranks->Join();
+      FakeModel model;
+      auto rows = EvaluatePerplexity(model, *dataset_, *ranks, plan_, {}).rows;
+      ranks->AllReduce(at::zeros({1}));
+      return rows;
+    };
+    auto second = std::async(std::launch::async, as_rank, 1);
+    for (const auto& rows : {as_rank(0), second.get()}) {
+      ASSERT_EQ(rows.size(), expected.size());
+      for (size_t i = 0; i < rows.size(); ++i) {
+        EXPECT_NEAR(rows[i].loss, expected[i].loss, 1e-12);
+        EXPECT_EQ(rows[i].tokens, expected[i].tokens);
+        EXPECT_EQ(rows[i].windows, expected[i].windows);
+      }
+    }
+  }
+
   testing::TinyJob job_;
   std::unique_ptr<Dataset> dataset_;
   EvaluationPlan plan_;
@@ -96,33 +128,13 @@ TEST_F(PerplexityTest, EveryModelAtEveryLengthInOneTable) {
   }
 }
 
-TEST_F(PerplexityTest, RanksShareTheWindowsAndAllKnowTheTable) {
-  FakeModel alone;
-  auto single = Communicator::OpenStore({});
-  const auto expected = EvaluatePerplexity(alone, *dataset_, *single, plan_, {}).rows;
-  std::promise<std::string> address;
-  auto found = address.get_future().share();
-  const auto as_rank = [&](int64_t rank) {
-    CommunicatorOptions options;
-    options.rank = rank;
-    options.world_size = 2;
-    options.store = rank == 0 ? "127.0.0.1:0" : found.get();
-    auto ranks = Communicator::OpenStore(options);
-    if (rank == 0) address.set_value(ranks->store_address());
-    ranks->Join();
-    FakeModel model;
-    auto rows = EvaluatePerplexity(model, *dataset_, *ranks, plan_, {}).rows;
-    ranks->AllReduce(at::zeros({1}));
-    return rows;
-  };
-  auto second = std::async(std::launch::async, as_rank, 1);
-  for (const auto& rows : {as_rank(0), second.get()}) {
-    ASSERT_EQ(rows.size(), expected.size());
-    for (size_t i = 0; i < rows.size(); ++i) {
-      EXPECT_NEAR(rows[i].loss, expected[i].loss, 1e-12);
-      EXPECT_EQ(rows[i].tokens, expected[i].tokens);
-    }
-  }
+TEST_F(PerplexityTest, RanksShareTheWindowsAndAllKnowTheTable) { ExpectTwoRanksGiveTheRowsOfOne(); }
+
+TEST_F(PerplexityTest, RanksShareThePapersWindowsToo) {
+  plan_.protocol = jobfile::EvaluationProtocol::kPaper;
+  plan_.lengths = {300, 512};
+  plan_.tokens_max = dataset_->heldout_tokens() - 1;
+  ExpectTwoRanksGiveTheRowsOfOne();
 }
 
 TEST_F(PerplexityTest, ThePaperTakesAWindowEvery256Tokens) {
@@ -143,6 +155,29 @@ TEST_F(PerplexityTest, ThePaperTakesAWindowEvery256Tokens) {
     sum_of_means += sum / 511;
   }
   EXPECT_NEAR(rows[0].loss, sum_of_means / static_cast<double>(rows[0].windows), 1e-9);
+}
+
+TEST_F(PerplexityTest, OnlySoMuchTextIsReadAsThePlanAllows) {
+  FakeModel model;
+  auto ranks = Communicator::OpenStore({});
+  plan_.models = {"base"};
+  const auto windows_of = [&](jobfile::EvaluationProtocol protocol, int64_t length, int64_t tokens_max) {
+    plan_.protocol = protocol;
+    plan_.lengths = {length};
+    plan_.tokens_max = tokens_max;
+    const auto rows = EvaluatePerplexity(model, *dataset_, *ranks, plan_, {}).rows;
+    return rows.empty() ? 0 : rows[0].windows;
+  };
+  constexpr auto kWindows = jobfile::EvaluationProtocol::kWindows, kPaper = jobfile::EvaluationProtocol::kPaper;
+  const int64_t all = dataset_->heldout_tokens();
+  EXPECT_EQ(windows_of(kWindows, 100, 0), all / 100);
+  EXPECT_EQ(windows_of(kWindows, 100, all + 1), all / 100);
+  EXPECT_EQ(windows_of(kWindows, 100, 299), 2);
+  EXPECT_EQ(windows_of(kWindows, 100, 300), 3);
+  EXPECT_EQ(windows_of(kWindows, 100, 99), 0);
+  EXPECT_EQ(windows_of(kPaper, 300, 300 + 255), 1);
+  EXPECT_EQ(windows_of(kPaper, 300, 300 + 256), 2);
+  EXPECT_EQ(windows_of(kPaper, 100, 100 + 256), 2) << "windows shorter than the stride leave gaps";
 }
 
 TEST_F(PerplexityTest, ALengthBeyondTheHeldOutTextIsLeftOutWithAWarning) {

@@ -26,19 +26,26 @@ CausalLm::EvaluationOptions OptionsOf(const std::string& model) {
   return options;
 }
 
-// The windows of one length under one protocol.
+// The windows of one length under one protocol, in as much of the held-out text as the plan allows.
 class Windows {
  public:
-  Windows(const Dataset& dataset, int64_t length, jobfile::EvaluationProtocol protocol)
-      : dataset_(&dataset), length_(length), paper_(protocol == jobfile::EvaluationProtocol::kPaper) {
+  Windows(const Dataset& dataset, int64_t length, const EvaluationPlan& plan)
+      : dataset_(&dataset),
+        length_(length),
+        tokens_max_(plan.tokens_max),
+        paper_(plan.protocol == jobfile::EvaluationProtocol::kPaper) {
     if (!paper_) rows_ = dataset.HeldOutRows(length);
   }
 
   int64_t length() const { return length_; }
   int64_t count() const {
-    if (!paper_) return rows_.count();
-    const int64_t tokens = dataset_->heldout_tokens();
+    if (!paper_) return tokens_max_ > 0 ? std::min(rows_.count(), tokens_max_ / length_) : rows_.count();
+    const int64_t tokens = text_tokens();
     return tokens < length_ ? 0 : (tokens - length_) / kPaperWindowStride + 1;
+  }
+  int64_t text_tokens() const {
+    const int64_t all = dataset_->heldout_tokens();
+    return tokens_max_ > 0 ? std::min(all, tokens_max_) : all;
   }
   Batch Read(int64_t first, int64_t count) const {
     if (!paper_) return BatchOf(rows_.Read(first, count), 0, count);
@@ -55,6 +62,7 @@ class Windows {
  private:
   const Dataset* dataset_;
   int64_t length_;
+  int64_t tokens_max_;  // 0: all
   bool paper_;
   Dataset::HeldOut rows_;  // not for the paper's protocol
 };
@@ -96,11 +104,11 @@ EvaluationResult EvaluatePerplexity(CausalLm& model, const Dataset& dataset, Com
   int64_t all_windows = 0, done_windows = 0;
   std::vector<Windows> lengths;
   for (int64_t length : plan.lengths) {
-    const Windows windows(dataset, length, plan.protocol);
+    const Windows windows(dataset, length, plan);
     if (windows.count() == 0) {
       if (hooks.warning) {
         hooks.warning("no evaluation at " + std::to_string(length) + " tokens: the held-out text has only " +
-                      std::to_string(dataset.heldout_tokens()));
+                      std::to_string(windows.text_tokens()));
       }
       continue;
     }

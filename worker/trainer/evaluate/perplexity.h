@@ -3,7 +3,11 @@
 //   windows (default): windows that do not overlap; every token but the first of a window is scored
 //     (where rows keep the borders of documents: rows of at most the length, with their borders, none scored across
 //     one)
-//   paper: windows of the same length every 256 tokens; the mean over windows of each whole window's mean loss
+//   paper: windows of the same length every 256 tokens of the plain text, whatever the rows; the mean over windows of
+//     each whole window's mean loss. Reads a token length / 256 times
+//
+// `tokens_max` bounds both: windows are cut from so many tokens at the start of the held-out text (where rows keep
+// borders: as many rows as fill them).
 //
 // All ranks share the windows and add up what they found, so each has the whole table. Lengths that the held-out text
 // is too short for are left out with a warning. Stopping is agreed between ranks at the end of each row.
@@ -44,6 +48,7 @@ struct EvaluationPlan {
   std::vector<std::string> models;  // which rows, in this order
   std::vector<int64_t> lengths;
   jobfile::EvaluationProtocol protocol = jobfile::EvaluationProtocol::kWindows;
+  int64_t tokens_max = 0;  // of the held-out text; 0: all
   int64_t step = 0;
 };
 
