@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -16,32 +15,19 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from reference import compare, tiny_jobs, trainer, work_folder
+from reference.exported_job import (
+    ExportedJob,
+    documented_lines,
+    evaluation_rows,
+    fp32,
+    held_out_stream,
+    load_as_documented,
+    logits_of,
+)
 from reference.tensors import read_tensors
 from reference.tiny_models import TinyModel
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-
-class Exported:
-    def __init__(self, root, tiny, **changes):
-        self.job = tiny_jobs.write_job(root, tiny, **changes)
-        self.tiny = tiny
-        self.work = root / "work"
-        spec = trainer.write_spec(self.job.spec, root / "spec.json")
-        for command in ("prepare", "train", "evaluate", "export"):
-            done = trainer.command(command, spec, "--work", self.work)
-            assert done.returncode == 0, f"{command}: {trainer.report(done)}"
-        self.method = self.job.spec["method"]["kind"]
-
-    def base_tensors(self):
-        return folder_tensors(self.job.model)
-
-    def merged_tensors(self):
-        return folder_tensors(self.work / "merged")
-
-
-def folder_tensors(folder):
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in read_tensors(file).items()}
 
 
 # Then the held-out part is known without the trainer's own order of documents: the tail.
@@ -75,7 +61,7 @@ def exported(tmp_path_factory, trainer_binary):
     def get(name):
         if name not in done:
             tiny, changes = VARIANTS[name]
-            done[name] = Exported(tmp_path_factory.mktemp(name), tiny, **changes)
+            done[name] = ExportedJob(tmp_path_factory.mktemp(name), tiny, **changes)
         return done[name]
 
     return get
@@ -84,30 +70,6 @@ def exported(tmp_path_factory, trainer_binary):
 @pytest.fixture(scope="module")
 def ids():
     return torch.randint(0, tiny_jobs.VOCAB, (2, 101), generator=torch.Generator().manual_seed(8))
-
-
-def logits_of(model, ids):
-    with torch.no_grad():
-        return model.eval()(input_ids=ids, use_cache=False).logits.float()
-
-
-def documented_lines(readme):
-    """The one block of Python that the adapter's README shows."""
-    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 1, f"{len(blocks)} blocks of Python in {readme}"
-    return blocks[0]
-
-
-def load_as_documented(folder, monkeypatch):
-    """Runs the README's lines as they stand, in the adapter's folder, as a user would paste them."""
-    monkeypatch.chdir(folder)
-    names = {}
-    exec(compile(documented_lines(folder / "README.md"), str(folder / "README.md"), "exec"), names)
-    return names["model"]
-
-
-def fp32(model):
-    return model.to(torch.float32)
 
 
 def probed_logits(exported, ids, folder):
@@ -306,13 +268,6 @@ def test_export_refuses_when_a_trained_tensor_is_missing(lost, exported, tmp_pat
     assert not (work / "merged").exists()
 
 
-def evaluation_rows(work):
-    """{(model, length): row} of evaluation.json, wherever its list of rows stands."""
-    document = json.loads((work / "evaluation.json").read_text())
-    rows = document if isinstance(document, list) else next(v for v in document.values() if isinstance(v, list))
-    return {(row["model"], row["length"]): row for row in rows}
-
-
 @pytest.mark.parametrize("name", ["longlora_tied", "lora_odd_kv"])
 def test_evaluation_has_base_rescaled_and_extended_at_every_length(name, exported):
     job = exported(name)
@@ -323,14 +278,6 @@ def test_evaluation_has_base_rescaled_and_extended_at_every_length(name, exporte
         assert row["tokens"] > 0 and row["protocol"] == "windows"
     # Rescaled is the base with the job's positions and nothing trained; without it the three rows would mean nothing.
     assert rows["base", 64]["loss"] != rows["rescaled", 64]["loss"] != rows["extended", 64]["loss"]
-
-
-def held_out_stream(work):
-    """The held-out tokens: of a single document its tail, as many as dataset.json says."""
-    tokens, offsets, _ = work_folder.prepared(work)
-    assert len(offsets) == 2
-    count = json.loads((work / "dataset.json").read_text())["holdout"]["tokens"]
-    return torch.from_numpy(tokens[len(tokens) - count :].copy())
 
 
 @pytest.mark.parametrize("name", ["longlora_tied", "lora_odd_kv"])

@@ -1,4 +1,4 @@
-// Tiny random Llama folders and small conveniences for the tests of the trainer.
+// Tiny random model folders, Llama unless asked otherwise, and small conveniences for the tests of the trainer.
 #pragma once
 
 #include <stdlib.h>
@@ -37,24 +37,27 @@ class TemporaryFolder {
 struct TinyShape {
   int64_t hidden = 24, heads = 4, key_value_heads = 2, layers = 2, intermediate = 40, vocab = 61, max_position = 32;
   bool tied = false;
+  nlohmann::json changes = nlohmann::json::object();  // keys of config.json that differ: another family, biases
 };
 
 inline nlohmann::json TinyConfig(const TinyShape& shape) {
-  return {{"architectures", {"LlamaForCausalLM"}},
-          {"model_type", "llama"},
-          {"hidden_size", shape.hidden},
-          {"intermediate_size", shape.intermediate},
-          {"num_hidden_layers", shape.layers},
-          {"num_attention_heads", shape.heads},
-          {"num_key_value_heads", shape.key_value_heads},
-          {"head_dim", 6},
-          {"vocab_size", shape.vocab},
-          {"max_position_embeddings", shape.max_position},
-          {"rms_norm_eps", 1e-5},
-          {"tie_word_embeddings", shape.tied},
-          {"hidden_act", "silu"},
-          {"rope_theta", 10000.0},
-          {"dtype", "float32"}};
+  nlohmann::json config = {{"architectures", {"LlamaForCausalLM"}},
+                           {"model_type", "llama"},
+                           {"hidden_size", shape.hidden},
+                           {"intermediate_size", shape.intermediate},
+                           {"num_hidden_layers", shape.layers},
+                           {"num_attention_heads", shape.heads},
+                           {"num_key_value_heads", shape.key_value_heads},
+                           {"head_dim", 6},
+                           {"vocab_size", shape.vocab},
+                           {"max_position_embeddings", shape.max_position},
+                           {"rms_norm_eps", 1e-5},
+                           {"tie_word_embeddings", shape.tied},
+                           {"hidden_act", "silu"},
+                           {"rope_theta", 10000.0},
+                           {"dtype", "float32"}};
+  config.update(shape.changes);
+  return config;
 }
 
 inline void WriteJson(const std::string& path, const nlohmann::json& document) {
@@ -66,7 +69,7 @@ inline std::vector<NamedTensor> TinyTensors(const TinyShape& shape, int64_t seed
   const ModelConfig config = ParseModelConfig(TinyConfig(shape), "tiny");
   std::vector<NamedTensor> tensors;
   for (const TensorShape& tensor : BaseTensorShapes(config)) {
-    const bool is_norm = tensor.shape.size() == 1;
+    const bool is_norm = tensor.shape.size() == 1 && !tensor.name.ends_with(".bias");
     tensors.emplace_back(tensor.name,
                          at::empty(tensor.shape, at::kFloat)
                              .normal_(is_norm ? 1.0 : 0.0, is_norm ? 0.2 : 0.3, NamedGenerator(seed, tensor.name)));

@@ -9,9 +9,10 @@ ForwardFlops ForwardFlopsOfSequence(const ModelShape& shape, int64_t tokens, int
   const auto d = static_cast<double>(shape.hidden_size);
   const auto layers = static_cast<double>(shape.num_hidden_layers);
   ForwardFlops flops;
-  flops.attention = 4 * n * static_cast<double>(std::min(attended, tokens)) * d * layers;
-  flops.projections = 8 * n * d * d * layers;
-  flops.mlp = 6 * n * d * static_cast<double>(shape.intermediate_size) * layers;
+  flops.attention =
+      4 * n * static_cast<double>(std::min(attended, tokens)) * static_cast<double>(shape.query_size) * layers;
+  flops.projections = 4 * n * d * static_cast<double>(shape.query_size + shape.key_value_size) * layers;
+  flops.mlp = 2 * n * d * static_cast<double>(shape.mlp_matrices * shape.intermediate_size) * layers;
   flops.other = 2 * n * d * static_cast<double>(shape.vocab_size);
   return flops;
 }

@@ -10,15 +10,18 @@ namespace longspan::planner {
 
 struct ModelShape {
   int64_t hidden_size = 0;
+  int64_t query_size = 0;      // query heads times head size
+  int64_t key_value_size = 0;  // key/value heads times head size
   int64_t intermediate_size = 0;
+  int64_t mlp_matrices = 3;  // with a gate; 2 without
   int64_t num_hidden_layers = 0;
   int64_t vocab_size = 0;
 };
 
 struct ForwardFlops {
-  double attention = 0;    // 4 N² d L; S2: 4 N G d L
-  double projections = 0;  // 8 N d² L (the formula of multi-head attention, also for grouped queries)
-  double mlp = 0;          // 6 N d d_ff L
+  double attention = 0;    // 4 N² q L; S2: 4 N G q L; q is the query size, d in most models
+  double projections = 0;  // 4 N d (q + kv) L: 8 N d² L where every head has its own keys and values
+  double mlp = 0;          // 2 N d d_ff L for each matrix: 6 with a gate
   double other = 0;        // 2 N d V
   double total() const { return attention + projections + mlp + other; }
 };

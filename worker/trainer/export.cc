@@ -260,6 +260,10 @@ void WriteRunCard(const jobfile::JobSpec& spec, CausalLm& model, const RunCardFa
     card["base_weights"] = "nf4";
     card["notes"].push_back(QuantizedNote(spec));
   }
+  if (config.window_outgrown) {
+    card["notes"].push_back(
+        "The base model's sliding window is gone: this model was trained without one on contexts longer than it.");
+  }
   card["spec"] = std::move(spec_document);
   storage::WriteFileAtomically(work / "run_card.md", RunCardMarkdown(spec, card));
   storage::WriteFileAtomically(work / "run_card.json", card.dump(2) + "\n");

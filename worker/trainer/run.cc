@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <fstream>
@@ -264,6 +265,14 @@ void JobRun::LoadModel() {
   if (shared && !speaks()) ranks_->Get("model loaded", [this] { ThrowIfStopped(); });
   model_ = CausalLm::Load(options);
   if (shared && speaks()) ranks_->Publish("model loaded", "yes");
+  const ModelConfig& config = model_->config();
+  if (config.window_outgrown && speaks()) {
+    Warn("the model attends within a sliding window of " +
+         std::to_string(*std::max_element(config.layer_windows.begin(), config.layer_windows.end())) +
+         " tokens, which the context of " + std::to_string(options_.spec.context_length) +
+         " outgrows: training uses no window, so the extended model has none (sliding_window null); the base is "
+         "evaluated with its own");
+  }
 }
 
 // ---- train ----
@@ -371,10 +380,11 @@ void JobRun::EvaluatePhase() {
   if (!joined_) ranks_->Join();
   joined_ = true;
 
-  // Random initial weights are no base to compare with; positions that stay as they are need no row of their own.
+  // Random initial weights are no base to compare with; positions and windows that stay as they are need no row of
+  // their own.
   std::vector<std::string> untrained;
   const ModelConfig& config = model_->config();
-  const bool rescaled = !SamePositions(config.rope, config.original_rope);
+  const bool rescaled = !SamePositions(config.rope, config.original_rope) || config.window_outgrown;
   if (options_.spec.model.init == jobfile::ModelInit::kWeights) untrained.push_back("base");
   if (!untrained.empty() && rescaled) untrained.push_back("rescaled");
 

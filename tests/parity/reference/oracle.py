@@ -10,7 +10,27 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from . import attention, positions
 
 DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP_TARGETS = ("gate_proj", "up_proj", "down_proj")
 NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
+
+# By the config's model_type, where a family differs from Llama.
+TARGETS_OF_FAMILY = {"gpt_neox": ("query_key_value", "dense")}
+MLP_TARGETS_OF_FAMILY = {"gpt_neox": ("dense_h_to_4h", "dense_4h_to_h")}
+NORMS_OF_FAMILY = {
+    "qwen3": NORMS + ("q_norm", "k_norm"),
+    "gpt_neox": ("input_layernorm", "post_attention_layernorm", "final_layer_norm"),
+}
+EMBEDDING_OF_FAMILY = {"gpt_neox": "embed_in"}
+
+
+def default_targets(family):
+    """LoRA's targets where a job names none."""
+    return TARGETS_OF_FAMILY.get(family, DEFAULT_TARGETS)
+
+
+def linear_modules(family):
+    """Every linear layer of a decoder layer, in its order."""
+    return default_targets(family) + MLP_TARGETS_OF_FAMILY.get(family, MLP_TARGETS)
 
 
 @dataclasses.dataclass
@@ -33,19 +53,21 @@ def load_base(folder, spec, dtype=torch.float32):
     return model.eval()
 
 
-def modules_to_save(method, tied):
+def modules_to_save(method, config):
     if method != "longlora":
         return None
-    return ["embed_tokens", *NORMS] + (["lm_head"] if tied else [])
+    embedding = EMBEDDING_OF_FAMILY.get(config.model_type, "embed_tokens")
+    norms = NORMS_OF_FAMILY.get(config.model_type, NORMS)
+    return [embedding, *norms] + (["lm_head"] if config.tie_word_embeddings else [])
 
 
-def new_adapter(base, method, rank=8, alpha=16, targets=DEFAULT_TARGETS):
+def new_adapter(base, method, rank=8, alpha=16, targets=None):
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=0.0,
-        target_modules=list(targets),
-        modules_to_save=modules_to_save(method, base.config.tie_word_embeddings),
+        target_modules=list(targets or default_targets(base.config.model_type)),
+        modules_to_save=modules_to_save(method, base.config),
         task_type="CAUSAL_LM",
     )
     return get_peft_model(base, config)
@@ -88,7 +110,7 @@ def load_for_training(folder, spec, dtype=torch.float32):
         model = PeftModel.from_pretrained(base, method["adapter"], is_trainable=True, autocast_adapter_dtype=False)
         return model.eval()
     model = new_adapter(
-        base, method["kind"], method.get("rank", 8), method.get("alpha", 16), method.get("targets", DEFAULT_TARGETS)
+        base, method["kind"], method.get("rank", 8), method.get("alpha", 16), method.get("targets")
     )
     return model.to(dtype).eval()
 
@@ -98,6 +120,11 @@ def saved_name(name):
     return name.replace(".modules_to_save.default.", ".").replace(".lora_A.default.", ".lora_A.").replace(
         ".lora_B.default.", ".lora_B."
     )
+
+
+def stored_name(model, name):
+    """The name of a weight in the model's files; transformers 5 renames GPT-NeoX's head when it loads it."""
+    return "embed_out.weight" if name == "lm_head.weight" and model.config.model_type == "gpt_neox" else name
 
 
 def rule_of(spec):
@@ -136,7 +163,7 @@ def run(model, spec, input_ids, labels=None, document_ids=None):
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            gradients[saved_name(name)] = gradient.detach().float().clone()
+            gradients[stored_name(model, saved_name(name))] = gradient.detach().float().clone()
     return Result(loss.detach().float(), logits.detach().float(), _join_tied(model, gradients))
 
 

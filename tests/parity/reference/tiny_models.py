@@ -1,12 +1,13 @@
-"""Tiny random Llama folders in Hugging Face's format, made on the fly and kept for the test session."""
+"""Tiny random model folders in Hugging Face's format, made on the fly and kept for the test session."""
 
 import dataclasses
 import json
 import pathlib
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
+CONFIGS = {"gpt_neox": GPTNeoXConfig, "llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -14,6 +15,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class TinyModel:
     """Everything that makes a folder differ from another one; hashable, so that equal ones are made once."""
 
+    family: str = "llama"  # a key of CONFIGS
+    extra: tuple = ()  # further keys of the family's config and their values, as pairs
     hidden: int = 48
     heads: int = 4
     kv_heads: int = 2
@@ -36,16 +39,20 @@ def config_of(tiny):
     rope = {"rope_type": "default", "rope_theta": tiny.rope_theta}
     if tiny.rope_factor is not None:
         rope = {"rope_type": "linear", "factor": tiny.rope_factor, "rope_theta": tiny.rope_theta}
-    extra = {} if tiny.head_dim is None else {"head_dim": tiny.head_dim}
-    return LlamaConfig(
+    extra = dict(tiny.extra)
+    if tiny.head_dim is not None:
+        extra["head_dim"] = tiny.head_dim
+    if tiny.family == "gpt_neox":
+        extra["layer_norm_eps"] = tiny.eps
+    else:
+        extra.update(num_key_value_heads=tiny.kv_heads, rms_norm_eps=tiny.eps)
+    return CONFIGS[tiny.family](
         vocab_size=tiny.vocab,
         hidden_size=tiny.hidden,
         intermediate_size=tiny.intermediate,
         num_hidden_layers=tiny.layers,
         num_attention_heads=tiny.heads,
-        num_key_value_heads=tiny.kv_heads,
         max_position_embeddings=tiny.max_position,
-        rms_norm_eps=tiny.eps,
         tie_word_embeddings=tiny.tied,
         rope_parameters=rope,
         bos_token_id=1,
@@ -62,7 +69,7 @@ def randomise(model, seed):
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() == 1 and name.endswith("norm.weight"):
                 parameter.copy_(1 + 0.2 * noise)
-            elif "embed_tokens" in name:
+            elif "embed_tokens" in name or "embed_in" in name:
                 parameter.copy_(0.5 * noise)
             elif parameter.dim() == 1:
                 parameter.copy_(0.1 * noise)
@@ -89,7 +96,7 @@ def write_model(tiny, folder):
     """Saves the model; returns the folder."""
     folder = pathlib.Path(folder)
     torch.manual_seed(tiny.seed)
-    model = LlamaForCausalLM(config_of(tiny))
+    model = AutoModelForCausalLM.from_config(config_of(tiny))
     randomise(model, tiny.seed)
     model.to(DTYPES[tiny.dtype]).save_pretrained(folder, max_shard_size="24KB" if tiny.sharded else "1GB")
     if tiny.rope_style != "parameters":

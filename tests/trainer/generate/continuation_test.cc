@@ -150,7 +150,7 @@ TEST(CachedAttentionTest, ASlidingWindowHidesWhatIsTooOld) {
       for (int64_t begin = 0; begin < kTokens; begin += piece) {
         const int64_t rows = std::min(piece, kTokens - begin);
         const auto part = [&](const at::Tensor& all) { return all.narrow(0, begin, rows); };
-        AttendCached({{{&cache, 0, rows}}, window}, 0, part(q), part(k), part(v), part(out));
+        AttendCached({{{&cache, 0, rows}}}, {0, window}, part(q), part(k), part(v), part(out));
         cache.Advance(rows);
       }
       EXPECT_LT(testing::RelativeError(out, expected), 1e-5) << "window " << window << ", pieces of " << piece;

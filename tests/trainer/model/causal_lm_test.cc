@@ -47,25 +47,52 @@ class CausalLmTest : public ::testing::Test {
     for (const auto& [name, value] : expected) EXPECT_LT(RelativeError(actual.at(name), value), tolerance) << name;
   }
 
+  void ExpectKeepPoliciesAgree(const std::vector<std::string>& targets) const {
+    for (const auto method : {jobfile::MethodKind::kFull, jobfile::MethodKind::kLongLora}) {
+      ModelOptions options = Options(method);
+      options.spec.method.targets = targets;
+      const Batch batch = BatchOf(RandomIds(2, 37, shape_.vocab));
+      const auto expected = Gradients(Load(options).get(), batch);
+      for (const auto keep :
+           {KeepPolicy::kInput, KeepPolicy::kQueryKeyValue, KeepPolicy::kResidual, KeepPolicy::kGateUp}) {
+        options.memory.keep = keep;
+        ExpectNear(Gradients(Load(options).get(), batch), expected, 1e-5);
+      }
+      for (const int64_t rows : {1, 7, 64}) {
+        options.memory.mlp_tile_tokens = options.memory.loss_tile_tokens = rows;
+        ExpectNear(Gradients(Load(options).get(), batch), expected, 1e-5);
+      }
+    }
+  }
+
   TinyShape shape_;
   TemporaryFolder folder_;
 };
 
 TEST_F(CausalLmTest, EveryKeepPolicyAndTileSizeGivesTheSameGradients) {
-  for (const auto method : {jobfile::MethodKind::kFull, jobfile::MethodKind::kLongLora}) {
-    ModelOptions options = Options(method);
-    options.spec.method.targets = {"q_proj", "o_proj", "gate_proj", "down_proj"};
-    const Batch batch = BatchOf(RandomIds(2, 37, shape_.vocab));
-    const auto expected = Gradients(Load(options).get(), batch);
-    for (const auto keep :
-         {KeepPolicy::kInput, KeepPolicy::kQueryKeyValue, KeepPolicy::kResidual, KeepPolicy::kGateUp}) {
-      options.memory.keep = keep;
-      ExpectNear(Gradients(Load(options).get(), batch), expected, 1e-5);
-    }
-    for (const int64_t rows : {1, 7, 64}) {
-      options.memory.mlp_tile_tokens = options.memory.loss_tile_tokens = rows;
-      ExpectNear(Gradients(Load(options).get(), batch), expected, 1e-5);
-    }
+  ExpectKeepPoliciesAgree({"q_proj", "o_proj", "gate_proj", "down_proj"});
+}
+
+TEST_F(CausalLmTest, EveryKeepPolicyAndTileSizeGivesTheSameGradientsWithBiases) {
+  shape_.changes = {{"attention_bias", true}, {"mlp_bias", true}};
+  WriteTinyModel(folder_.path(), shape_);
+  ExpectKeepPoliciesAgree({"q_proj", "o_proj", "gate_proj", "down_proj"});
+}
+
+TEST_F(CausalLmTest, EveryKeepPolicyAndTileSizeGivesTheSameGradientsWithHeadNorms) {
+  shape_.changes = {{"architectures", {"Qwen3ForCausalLM"}}};
+  WriteTinyModel(folder_.path(), shape_);
+  ExpectKeepPoliciesAgree({"q_proj", "o_proj", "gate_proj", "down_proj"});
+}
+
+TEST_F(CausalLmTest, EveryKeepPolicyAndTileSizeGivesTheSameGradientsInGptNeoX) {
+  for (const bool parallel : {true, false}) {
+    shape_.changes = {{"architectures", {"GPTNeoXForCausalLM"}},
+                      {"hidden_act", "gelu"},
+                      {"use_parallel_residual", parallel},
+                      {"rotary_pct", 0.34}};
+    WriteTinyModel(folder_.path(), shape_);
+    ExpectKeepPoliciesAgree({"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"});
   }
 }
 

@@ -32,12 +32,118 @@ std::string ConfigMessage(const char* key, const json& value) {
 }
 
 TEST(ModelConfig, RefusesWhatItDoesNotKnowByName) {
-  EXPECT_THAT(ConfigMessage("architectures", {"MistralForCausalLM"}), HasSubstr("MistralForCausalLM"));
-  EXPECT_THAT(ConfigMessage("attention_bias", true), HasSubstr("attention_bias"));
+  EXPECT_THAT(ConfigMessage("architectures", {"FalconForCausalLM"}),
+              HasSubstr("\"FalconForCausalLM\", which is not supported; LlamaForCausalLM, MistralForCausalLM, "
+                        "Qwen2ForCausalLM, Qwen3ForCausalLM, GPTNeoXForCausalLM are"));
+  EXPECT_THAT(ConfigMessage("attention_bias", "yes"), HasSubstr("attention_bias must be true or false"));
   EXPECT_THAT(ConfigMessage("hidden_act", "gelu"), HasSubstr("gelu"));
   EXPECT_THAT(ConfigMessage("hidden_size", nullptr), HasSubstr("hidden_size is missing"));
   EXPECT_THAT(ConfigMessage("num_key_value_heads", 3), HasSubstr("does not divide"));
   EXPECT_THAT(ConfigMessage("vocab_size", -1), HasSubstr("vocab_size"));
+}
+
+TEST(ModelFamily, TellsWhichLinearLayersHaveABias) {
+  const auto tensors_of = [](const json& changes) {
+    TinyShape shape;
+    shape.layers = 1;
+    shape.changes = changes;
+    std::vector<std::string> names;
+    for (const TensorShape& tensor : BaseTensorShapes(ParseModelConfig(TinyConfig(shape), "c"))) {
+      if (tensor.name.ends_with(".bias")) names.push_back(tensor.name.substr(std::strlen("model.layers.0.")));
+    }
+    return names;
+  };
+  using ::testing::ElementsAre;
+  EXPECT_THAT(tensors_of(json::object()), ElementsAre());
+  EXPECT_THAT(tensors_of({{"attention_bias", true}}), ElementsAre("self_attn.q_proj.bias", "self_attn.k_proj.bias",
+                                                                  "self_attn.v_proj.bias", "self_attn.o_proj.bias"));
+  EXPECT_THAT(tensors_of({{"mlp_bias", true}}),
+              ElementsAre("mlp.gate_proj.bias", "mlp.up_proj.bias", "mlp.down_proj.bias"));
+  EXPECT_THAT(tensors_of({{"architectures", {"Qwen2ForCausalLM"}}}),
+              ElementsAre("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"));
+}
+
+json WindowConfig(const char* architecture, const json& changes) {
+  TinyShape shape;
+  shape.layers = 3;
+  shape.changes = changes;
+  shape.changes["architectures"] = {architecture};
+  return TinyConfig(shape);
+}
+
+TEST(SlidingWindow, IsReadAsEachFamilySaysIt) {
+  const auto windows = [](const char* architecture, const json& changes) {
+    return ParseModelConfig(WindowConfig(architecture, changes), "c").layer_windows;
+  };
+  using ::testing::ElementsAre;
+  EXPECT_THAT(windows("LlamaForCausalLM", {{"sliding_window", 9}}), ElementsAre(0, 0, 0));
+  EXPECT_THAT(windows("MistralForCausalLM", {{"sliding_window", 9}}), ElementsAre(9, 9, 9));
+  EXPECT_THAT(windows("MistralForCausalLM", {{"sliding_window", nullptr}}), ElementsAre(0, 0, 0));
+  EXPECT_THAT(windows("MistralForCausalLM", json::object()), ElementsAre(4096, 4096, 4096));
+  const json upper = {{"use_sliding_window", true}, {"sliding_window", 9}, {"max_window_layers", 2}};
+  EXPECT_THAT(windows("Qwen2ForCausalLM", upper), ElementsAre(0, 0, 9));
+  EXPECT_THAT(windows("Qwen2ForCausalLM", {{"sliding_window", 9}, {"max_window_layers", 0}}), ElementsAre(0, 0, 0));
+  json named = upper;
+  named["layer_types"] = {"sliding_attention", "full_attention", "sliding_attention"};
+  EXPECT_THAT(windows("Qwen2ForCausalLM", named), ElementsAre(9, 0, 9));
+  named["layer_types"] = {"sliding_attention", "full_attention", "chunked_attention"};
+  EXPECT_THAT(MessageOf<UserError>([&] { windows("Qwen2ForCausalLM", named); }), HasSubstr("chunked_attention"));
+}
+
+TEST(SlidingWindow, StaysUntilTheContextOutgrowsIt) {
+  jobfile::JobSpec spec;
+  spec.context_length = 64;
+  const auto extended = [&spec](int64_t window) {
+    const json document = WindowConfig(
+        "Qwen2ForCausalLM", {{"use_sliding_window", true}, {"sliding_window", window}, {"max_window_layers", 1}});
+    return WithJobWindow(ParseModelConfig(document, "c"), spec);
+  };
+  EXPECT_FALSE(extended(64).window_outgrown);
+  EXPECT_EQ(ExportedConfigDocument(extended(64))["sliding_window"], 64);
+  const ModelConfig outgrown = extended(63);
+  EXPECT_TRUE(outgrown.window_outgrown);
+  EXPECT_EQ(outgrown.layer_windows[2], 63);  // of the base, which is evaluated with it
+  const json exported = ExportedConfigDocument(outgrown);
+  EXPECT_TRUE(exported["sliding_window"].is_null());
+  EXPECT_FALSE(WithJobWindow(ParseModelConfig(exported, "c"), spec).window_outgrown);
+}
+
+TEST(ModelFamily, GptNeoXHasItsOwnKeys) {
+  TinyShape shape;
+  shape.changes = {{"architectures", {"GPTNeoXForCausalLM"}},
+                   {"hidden_act", "gelu_fast"},
+                   {"rotary_pct", 0.34},
+                   {"rotary_emb_base", 5000.0},
+                   {"layer_norm_eps", 1e-3},
+                   {"num_key_value_heads", 1}};
+  const auto parse = [&shape] { return ParseModelConfig(TinyConfig(shape), "c"); };
+  const ModelConfig config = parse();
+  EXPECT_EQ(config.num_key_value_heads, config.num_attention_heads);
+  EXPECT_EQ(config.norm_epsilon, 1e-3);
+  EXPECT_EQ(config.activation, Activation::kGeluTanh);
+  EXPECT_TRUE(config.parallel_residual);
+  EXPECT_EQ(config.rope.theta, 5000);
+  EXPECT_EQ(RotaryDims(config.rope, config.head_dim), 2);
+  const json exported = ExportedConfigDocument(config);
+  EXPECT_EQ(exported["rotary_emb_base"], 5000);
+  EXPECT_EQ(exported["rotary_pct"], 0.34);
+  shape.changes["hidden_act"] = "gelu_10";  // clipped
+  EXPECT_THAT(MessageOf<UserError>(parse), HasSubstr("gelu_10"));
+  shape.changes["hidden_act"] = "gelu";
+  shape.changes["tie_word_embeddings"] = true;
+  EXPECT_THAT(MessageOf<UserError>(parse), HasSubstr("tie_word_embeddings"));
+}
+
+TEST(ModelFamily, IsFoundByItsModelTypeWhereNoArchitectureIsNamed) {
+  json document = TinyConfig({});
+  document.erase("architectures");
+  document["model_type"] = "qwen2";
+  EXPECT_EQ(ParseModelConfig(document, "c").family->architecture, "Qwen2ForCausalLM");
+  document["model_type"] = "falcon";
+  EXPECT_THAT(MessageOf<UserError>([&] { ParseModelConfig(document, "c"); }), HasSubstr("\"falcon\""));
+  document["model_type"] = "qwen2";
+  document.erase("num_key_value_heads");  // transformers would take 32
+  EXPECT_THAT(MessageOf<UserError>([&] { ParseModelConfig(document, "c"); }), HasSubstr("num_key_value_heads"));
 }
 
 class SafetensorsTest : public ::testing::Test {

@@ -3,6 +3,8 @@
 
 #include "tests/trainer/tiny_llama.h"
 #include "worker/trainer/adapters/fused_linear.h"
+#include "worker/trainer/model/layer_norm.h"
+#include "worker/trainer/model/mlp_activation.h"
 #include "worker/trainer/model/row_kernels.h"
 #include "worker/trainer/model/token_loss.h"
 
@@ -29,6 +31,55 @@ TEST(RmsNorm, ForwardAndBackwardAgreeWithAutograd) {
     EXPECT_LT(RelativeError(out, expected.detach()), 1e-6);
     EXPECT_LT(RelativeError(dx - 1, xl.grad()), 1e-5);
     EXPECT_LT(RelativeError(dw - 1, wl.grad()), 1e-5);
+  }
+}
+
+TEST(HeadRmsNorm, ForwardAndBackwardAgreeWithAutogradOnViews) {
+  for (const int64_t rows : {1, 15, 40}) {
+    const at::Tensor fused = Draw({rows, 7, 10}, "heads"), x = fused.narrow(1, 2, 3), weight = Draw({10}, "w");
+    const at::Tensor dy = Draw({rows, 5, 10}, "dy").narrow(1, 1, 3);
+    const at::Tensor xl = Leaf(x), wl = Leaf(weight);
+    const at::Tensor expected = xl * (xl.pow(2).mean(2, true) + 1e-5).rsqrt() * wl;
+    expected.backward(dy.clone());
+    const at::Tensor out = at::empty({rows, 3, 10}), inverse_rms = at::empty({rows, 3}), dw = at::ones({10});
+    HeadRmsNorm(x, weight, 1e-5, out, inverse_rms);
+    HeadRmsNormBackward(x, weight, inverse_rms, dy, dw);
+    EXPECT_LT(RelativeError(out, expected.detach()), 1e-6);
+    EXPECT_LT(RelativeError(dy, xl.grad()), 1e-5);
+    EXPECT_LT(RelativeError(dw - 1, wl.grad()), 1e-5);
+  }
+}
+
+TEST(LayerNorm, ForwardAndBackwardAgreeWithAutograd) {
+  for (const int64_t rows : {1, 15, 40}) {
+    const at::Tensor x = Draw({rows, 23}, "x") + 3, weight = Draw({23}, "w"), bias = Draw({23}, "b");
+    const at::Tensor dy = Draw({rows, 23}, "dy");
+    const at::Tensor xl = Leaf(x), wl = Leaf(weight), bl = Leaf(bias);
+    const at::Tensor centred = xl - xl.mean(1, true);
+    const at::Tensor expected = centred * (centred.pow(2).mean(1, true) + 1e-5).rsqrt() * wl + bl;
+    expected.backward(dy);
+    const at::Tensor out = at::empty_like(x), statistics = at::empty({rows, 2}), dx = at::ones_like(x);
+    const at::Tensor dw = at::ones({23}), db = at::ones({23});
+    LayerNorm(x, {weight, bias, 1e-5}, out, statistics);
+    LayerNormBackward(x, weight, statistics, dy, {dx, dw, db});
+    EXPECT_LT(RelativeError(out, expected.detach()), 1e-6);
+    EXPECT_LT(RelativeError(dx - 1, xl.grad()), 1e-5);
+    EXPECT_LT(RelativeError(dw - 1, wl.grad()), 1e-5);
+    EXPECT_LT(RelativeError(db - 1, bl.grad()), 1e-5);
+  }
+}
+
+TEST(MlpActivation, ForwardAndBackwardOfBothGelusAgreeWithAutograd) {
+  for (const auto& [kind, approximation] : {std::pair{Activation::kGelu, "none"}, {Activation::kGeluTanh, "tanh"}}) {
+    const at::Tensor inner = Draw({9, 13}, "inner") * 3, dy = Draw({9, 13}, "dy"), leaf = Leaf(inner);
+    const at::Tensor expected = at::gelu(leaf, approximation);
+    expected.backward(dy);
+    const at::Tensor out = at::empty_like(inner), gradient = at::empty_like(inner);
+    const MlpActivation activation(kind, inner);
+    activation.Forward(out);
+    activation.Backward(dy, gradient);
+    EXPECT_LT(RelativeError(out, expected.detach()), 1e-6);
+    EXPECT_LT(RelativeError(gradient, leaf.grad()), 1e-5);
   }
 }
 
@@ -78,6 +129,16 @@ TEST(TokenLoss, TheFirstTokenOfADocumentIsNoTarget) {
   EXPECT_TRUE(at::equal(ShiftedTargets(labels, {}), at::tensor({1, 2, 3, 4, -100, 6, 7, 8, 9, -100}, at::kLong)));
 }
 
+TEST(Rotation, ATableForAPartOfAHeadLeavesTheRest) {
+  const at::Tensor angles = Draw({5, 2}, "angles"), rows = Draw({5, 3, 6}, "rows"), turned = rows.clone();
+  ApplyRotation(turned, {at::cos(angles), at::sin(angles), 5}, false);
+  const at::Tensor part = rows.narrow(2, 0, 4).clone();
+  ApplyRotation(part, {at::cos(angles), at::sin(angles), 5}, false);
+  EXPECT_TRUE(at::equal(turned.narrow(2, 0, 4), part));
+  EXPECT_TRUE(at::equal(turned.narrow(2, 4, 2), rows.narrow(2, 4, 2)));
+  EXPECT_THROW(ApplyRotation(at::zeros({5, 3, 3}), {at::cos(angles), at::sin(angles), 5}, false), c10::Error);
+}
+
 TEST(TokenLoss, LossAndGradientsAgreeWithAutogradForEveryTileAndMask) {
   const at::Tensor hidden = Draw({30, 8}, "hidden"), head = Draw({17, 8}, "head") * 3;
   at::Tensor labels = testing::RandomIds(2, 15, 17);
@@ -114,6 +175,8 @@ FusedLinear MakeLinear(at::ScalarType dtype = at::kFloat) {
   linear.weight = Draw({11, 7}, "weight").to(dtype);
   linear.dtype = dtype;
   linear.weight_gradient = at::zeros({11, 7});
+  linear.bias = Draw({11}, "bias").to(dtype);
+  linear.bias_gradient = at::zeros({11});
   int64_t first = 0;
   for (const int64_t outputs : {4, 5, 2}) {
     LinearPart part;
@@ -136,8 +199,8 @@ FusedLinear MakeLinear(at::ScalarType dtype = at::kFloat) {
 void ExpectAgreesWithAutograd(const DropoutPass& dropout) {
   const FusedLinear linear = MakeLinear();
   const at::Tensor x = Draw({6, 7}, "x"), dy = Draw({6, 11}, "dy");
-  const at::Tensor xl = Leaf(x), wl = Leaf(linear.weight);
-  at::Tensor expected = at::mm(xl, wl.t());
+  const at::Tensor xl = Leaf(x), wl = Leaf(linear.weight), bl = Leaf(linear.bias);
+  at::Tensor expected = at::mm(xl, wl.t()) + bl;
   std::vector<std::pair<at::Tensor, at::Tensor>> factors;
   std::vector<at::Tensor> updates;
   for (const LinearPart& part : linear.parts) {
@@ -162,6 +225,7 @@ void ExpectAgreesWithAutograd(const DropoutPass& dropout) {
   EXPECT_LT(RelativeError(y, expected.detach()), 1e-5);
   EXPECT_LT(RelativeError(dx, xl.grad()), 1e-5);
   EXPECT_LT(RelativeError(linear.weight_gradient, wl.grad()), 1e-5);
+  EXPECT_LT(RelativeError(linear.bias_gradient, bl.grad()), 1e-5);
   size_t next = 0;
   for (const LinearPart& part : linear.parts) {
     if (!part.lora) continue;
@@ -180,7 +244,7 @@ TEST(FusedLinear, WithoutItsAdapterIsTheWeightAlone) {
   const at::Tensor x = Draw({6, 7}, "x"), y = at::empty({6, 11});
   at::Tensor scratch;
   linear.Forward(linear.Begin(false, nullptr, 0, &scratch), x, 0, y);
-  EXPECT_TRUE(at::equal(y, at::mm(x, linear.weight.t())));
+  EXPECT_TRUE(at::equal(y, at::addmm(linear.bias, x, linear.weight.t())));
 }
 
 TEST(Dropout, KeepsTheRightShareAndScalesIt) {

@@ -13,7 +13,7 @@ struct Row {
 
 TEST(ForwardFlops, ReproducesThePapersTable) {
   // The column "other" comes out with 32,256 rows; with the 32,000 of the model it would be 0.8 % less than printed.
-  const ModelShape llama2_7b{4096, 11008, 32, 32256};
+  const ModelShape llama2_7b{4096, 4096, 4096, 11008, 3, 32, 32256};
   const Row rows[] = {{8192, 35.2, 8.8, 35.2, 70.9, 2.2, 143.5, 117.1},
                       {16384, 140.7, 35.2, 70.4, 141.8, 4.3, 357.2, 251.7},
                       {32768, 562.9, 140.7, 140.7, 283.7, 8.7, 996.0, 573.8},
@@ -33,8 +33,16 @@ TEST(ForwardFlops, ReproducesThePapersTable) {
 }
 
 TEST(ForwardFlops, AGroupLongerThanTheSequenceIsFullAttention) {
-  const ModelShape shape{64, 128, 2, 100};
+  const ModelShape shape{64, 64, 64, 128, 3, 2, 100};
   EXPECT_EQ(ForwardFlopsOfSequence(shape, 10, 100).total(), ForwardFlopsOfSequence(shape, 10, 10).total());
+}
+
+TEST(ForwardFlops, CountsHeadsOfAnySizeGroupedQueriesAndAnMlpWithoutAGate) {
+  const ModelShape shape{64, 96, 24, 128, 2, 2, 100};
+  const ForwardFlops flops = ForwardFlopsOfSequence(shape, 10, 10);
+  EXPECT_EQ(flops.attention, 2.0 * 2 * 10 * 10 * 96 * 2);
+  EXPECT_EQ(flops.projections, 2.0 * 10 * 64 * (96 + 24 + 24 + 96) * 2);
+  EXPECT_EQ(flops.mlp, 2.0 * 10 * 64 * 128 * 2 * 2);
 }
 
 }  // namespace

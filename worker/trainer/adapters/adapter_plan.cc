@@ -149,12 +149,6 @@ void FillSwitches(const jobfile::MethodSection& method, bool norms_and_embedding
 
 }  // namespace
 
-const std::vector<std::string>& AdaptableModules() {
-  static const std::vector<std::string> kModules = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
-                                                    "gate_proj", "up_proj", "down_proj"};
-  return kModules;
-}
-
 bool AdapterPlan::Targets(const std::string& module) const { return has_lora && Holds(targets, module); }
 
 double AdapterPlan::ScaleOf(const std::string& name) const {

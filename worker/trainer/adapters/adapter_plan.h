@@ -15,9 +15,6 @@
 
 namespace longspan::trainer {
 
-// The linear layers that can carry LoRA, in the order of the layer.
-const std::vector<std::string>& AdaptableModules();
-
 // qlora and qlonglora: the base's linear layers are kept in 4 bits.
 inline bool IsQuantized(jobfile::MethodKind kind) {
   return kind == jobfile::MethodKind::kQlora || kind == jobfile::MethodKind::kQlongLora;

@@ -23,7 +23,7 @@ struct DropoutPass {
 // Which module, and which of the batch's rows a tile starts with.
 struct DropoutSite {
   int64_t layer = 0;
-  int64_t module = 0;  // index in AdaptableModules
+  int64_t module = 0;  // index among the linear layers of the decoder layer
   int64_t first_row = 0;
 };
 

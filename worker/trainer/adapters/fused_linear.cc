@@ -80,7 +80,11 @@ FusedLinear::Pass FusedLinear::Begin(bool adapted, const DropoutPass* dropout, i
 
 void FusedLinear::Forward(const Pass& pass, const at::Tensor& x, int64_t first_row, const at::Tensor& y) const {
   at::Tensor out = y;
-  at::mm_out(out, x, pass.weight.t());
+  if (bias.defined()) {
+    at::addmm_out(out, bias, x, pass.weight.t());
+  } else {
+    at::mm_out(out, x, pass.weight.t());
+  }
   if (!pass.low_rank) return;
   if (pass.dropout != nullptr) {
     ForwardWithDropout(pass, x, first_row, y);
@@ -96,6 +100,7 @@ void FusedLinear::Backward(const Pass& pass, const at::Tensor& x, const at::Tens
     at::mm_out(out, y_gradient, pass.weight);
   }
   if (weight_gradient.defined()) AddProduct(y_gradient, x, weight_gradient);
+  if (bias_gradient.defined()) bias_gradient.add_(at::sum(y_gradient, {0}, /*keepdim=*/false, at::kFloat));
   if (!HasLora()) return;
   if (pass.dropout != nullptr) {
     BackwardWithDropout(pass, x, y_gradient, first_row, x_gradient);

@@ -1,6 +1,8 @@
 // Several linear layers that read the same input, as one GEMM, each with LoRA or without, frozen or trained.
 //
-//   y = x Wᵀ + s (x Aᵀ) Bᵀ      W (out, in) frozen, A (r, in), B (out, r); r and s are each part's own
+//   y = x Wᵀ + b + s (x Aᵀ) Bᵀ      W (out, in) frozen, b (out) where the family has one, A (r, in), B (out, r); r and
+//   s
+//                                   are each part's own
 //
 // q, k and v are one of these, gate and up another. Products with A and B alone are skinny and crawl on CPU, so
 //  - in fp32 without dropout, W + s B A is built once per pass in a scratch buffer (rank/rows of the cost of the
@@ -35,8 +37,9 @@ struct LoraFactors {
 
 // One of the fused linear layers: rows [first_output, first_output + outputs) of the weight.
 struct LinearPart {
+  std::string name;          // "model.layers.0.self_attn.q_proj"
   std::string module;        // "q_proj"
-  int64_t module_index = 0;  // in AdaptableModules, for the dropout mask
+  int64_t module_index = 0;  // in ModelFamily::LinearPaths, for the dropout mask
   int64_t first_output = 0;
   int64_t outputs = 0;
   std::optional<LoraFactors> lora;
@@ -62,6 +65,8 @@ class FusedLinear {
   at::Tensor weight;                  // (out, in) in `dtype`, or undefined
   at::ScalarType dtype = at::kFloat;  // what is computed in
   at::Tensor weight_gradient;         // fp32; undefined when frozen
+  at::Tensor bias;                    // (out); undefined when the layers have none
+  at::Tensor bias_gradient;           // fp32; undefined when frozen
   std::vector<LinearPart> parts;
 
   int64_t outputs() const { return parts.back().first_output + parts.back().outputs; }

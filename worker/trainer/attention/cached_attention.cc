@@ -94,17 +94,17 @@ at::Tensor KeyValueCache::Values(int64_t layer, int64_t appended) const {
   return layers_.at(static_cast<size_t>(layer)).values.narrow(0, 0, tokens_ + appended);
 }
 
-void AttendCached(const CachedAttention& pass, int64_t layer, const at::Tensor& q, const at::Tensor& k,
+void AttendCached(const CachedAttention& pass, const CachedLayer& layer, const at::Tensor& q, const at::Tensor& k,
                   const at::Tensor& v, const at::Tensor& out) {
   for (const CachedRows& part : pass.sequences) {
     const auto own = [&part](const at::Tensor& rows) { return rows.narrow(0, part.first_row, part.rows); };
-    part.cache->Append(layer, own(k), own(v));
-    at::Tensor keys = part.cache->Keys(layer, part.rows);
-    at::Tensor values = part.cache->Values(layer, part.rows);
+    part.cache->Append(layer.index, own(k), own(v));
+    at::Tensor keys = part.cache->Keys(layer.index, part.rows);
+    at::Tensor values = part.cache->Values(layer.index, part.rows);
     int64_t past = part.cache->tokens();
-    const bool windowed = pass.window > 0 && pass.window < past + part.rows;
+    const bool windowed = layer.window > 0 && layer.window < past + part.rows;
     if (windowed) {  // what the first row no longer sees, none does
-      const int64_t unseen = std::max<int64_t>(0, past - pass.window + 1);
+      const int64_t unseen = std::max<int64_t>(0, past - layer.window + 1);
       keys = keys.narrow(0, unseen, keys.size(0) - unseen);
       values = values.narrow(0, unseen, values.size(0) - unseen);
       past -= unseen;
@@ -112,7 +112,7 @@ void AttendCached(const CachedAttention& pass, int64_t layer, const at::Tensor& 
     if (part.rows == 1) {
       AttendOne(own(q), keys, values, own(out));
     } else if (windowed) {
-      AttendWindow(own(q), keys, values, past, pass.window, own(out));
+      AttendWindow(own(q), keys, values, past, layer.window, own(out));
     } else {
       AttendTile(own(q), keys, values, past, own(out));
     }

@@ -53,12 +53,16 @@ struct CachedRows {
 
 struct CachedAttention {
   std::vector<CachedRows> sequences;
+};
+
+struct CachedLayer {
+  int64_t index = 0;
   int64_t window = 0;  // a token sees itself and the window - 1 before it; 0: all
 };
 
 // Appends k, v to the caches and writes out (n, Hq, D). q (n, Hq, D), k and v (n, Hkv, D): views whose last stride is
 // 1. The caller advances the caches after the last layer.
-void AttendCached(const CachedAttention& pass, int64_t layer, const at::Tensor& q, const at::Tensor& k,
+void AttendCached(const CachedAttention& pass, const CachedLayer& layer, const at::Tensor& q, const at::Tensor& k,
                   const at::Tensor& v, const at::Tensor& out);
 
 }  // namespace longspan::trainer

@@ -6,9 +6,13 @@
 //   policy                  keeps besides                       computed again
 //   kInput                  layer input (d)                     all but down_proj, attention too
 //   kAttentionOutput        attention output, logsumexp (Hq·D)  norms, q k v, o_proj, gate and up
-//   kQueryKeyValue          q, k, v after RoPE                  norms, o_proj, gate and up
-//   kResidual               residual after attention (d)        norms, gate and up
+//   kQueryKeyValue          q, k, v (decoder_layer.h)           norms, RoPE after head norms, o_proj, gate and up
+//   kResidual               residual after attention (d) *      norms, gate and up
 //   kGateUp                 gate and up (2F)                    norms
+//
+// * nothing in a layer with a parallel residual, whose backward pass does not read it. An MLP without a gate keeps F
+// for
+//   2F.
 //
 // Every policy gives the same gradients within rounding; the tests hold them to it.
 #pragma once
@@ -32,6 +36,7 @@ constexpr bool Keeps(KeepPolicy policy, KeepPolicy part) { return static_cast<in
 // Elements of the compute dtype that one layer keeps per token (logsumexp is Hq fp32 values more).
 struct LayerSizes {
   int64_t hidden_size, intermediate_size, query_heads, key_value_heads, head_dim;
+  bool has_gate = true, parallel_residual = false;
 };
 int64_t KeptElementsPerToken(KeepPolicy policy, const LayerSizes& sizes);
 

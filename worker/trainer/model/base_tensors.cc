@@ -15,14 +15,23 @@ std::string ShapeText(at::IntArrayRef shape) {
 
 class StoredTensors : public BaseTensors {
  public:
-  explicit StoredTensors(WeightFolder folder) : folder_(std::move(folder)) {}
-  at::Tensor Read(const std::string& name) const override { return folder_.View(name); }
-  at::ScalarType ExportDtype(const std::string& name) const override { return folder_.entry(name).dtype; }
-  void LetGo(const std::string& name) const override { folder_.LetGo(name); }
+  StoredTensors(WeightFolder folder, const ModelFamily& family) : folder_(std::move(folder)), family_(family) {}
+  at::Tensor Read(const std::string& name) const override { return folder_.View(StoredName(folder_, family_, name)); }
+  at::ScalarType ExportDtype(const std::string& name) const override {
+    return folder_.entry(StoredName(folder_, family_, name)).dtype;
+  }
+
+  // Of a tensor in the folder, which may have the head under the other of its names.
+  static std::string StoredName(const WeightFolder& folder, const ModelFamily& family, const std::string& name) {
+    const std::string alias = family.head_alias + ".weight";
+    return name == family.head + ".weight" && !folder.Has(name) && folder.Has(alias) ? alias : name;
+  }
+  void LetGo(const std::string& name) const override { folder_.LetGo(StoredName(folder_, family_, name)); }
   std::vector<std::string> paths() const override { return folder_.paths(); }
 
  private:
   WeightFolder folder_;
+  const ModelFamily& family_;  // of the static table
 };
 
 class DrawnTensors : public BaseTensors {
@@ -33,6 +42,7 @@ class DrawnTensors : public BaseTensors {
   }
   at::Tensor Read(const std::string& name) const override {
     const std::vector<int64_t>& shape = shapes_.at(name);
+    if (name.ends_with(".bias")) return at::zeros(shape, at::kFloat);
     if (shape.size() == 1) return at::ones(shape, at::kFloat);
     return at::empty(shape, at::kFloat).normal_(0, standard_deviation_, NamedGenerator(seed_, name));
   }
@@ -48,25 +58,41 @@ class DrawnTensors : public BaseTensors {
 }  // namespace
 
 std::vector<TensorShape> BaseTensorShapes(const ModelConfig& config) {
+  const ModelFamily& family = *config.family;
   const int64_t d = config.hidden_size;
   const int64_t f = config.intermediate_size;
   const int64_t query_size = config.num_attention_heads * config.head_dim;
   const int64_t key_value_size = config.num_key_value_heads * config.head_dim;
-  std::vector<TensorShape> tensors = {{"model.embed_tokens.weight", {config.vocab_size, d}}};
+  std::vector<TensorShape> tensors = {{family.embedding + ".weight", {config.vocab_size, d}}};
+  const auto add_norm = [&](const std::string& module, int64_t size) {
+    tensors.push_back({module + ".weight", {size}});
+    if (family.norm == NormKind::kLayer) tensors.push_back({module + ".bias", {size}});
+  };
+  const auto add_linear = [&](const std::string& module, int64_t outputs, int64_t inputs, bool bias) {
+    tensors.push_back({module + ".weight", {outputs, inputs}});
+    if (bias) tensors.push_back({module + ".bias", {outputs}});
+  };
   for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
-    const std::string prefix = fmt::format("model.layers.{}.", layer);
-    tensors.push_back({prefix + "input_layernorm.weight", {d}});
-    tensors.push_back({prefix + "self_attn.q_proj.weight", {query_size, d}});
-    tensors.push_back({prefix + "self_attn.k_proj.weight", {key_value_size, d}});
-    tensors.push_back({prefix + "self_attn.v_proj.weight", {key_value_size, d}});
-    tensors.push_back({prefix + "self_attn.o_proj.weight", {d, query_size}});
-    tensors.push_back({prefix + "post_attention_layernorm.weight", {d}});
-    tensors.push_back({prefix + "mlp.gate_proj.weight", {f, d}});
-    tensors.push_back({prefix + "mlp.up_proj.weight", {f, d}});
-    tensors.push_back({prefix + "mlp.down_proj.weight", {d, f}});
+    const std::string prefix = fmt::format("{}.{}.", family.layers, layer);
+    add_norm(prefix + family.input_norm, d);
+    if (family.fuses_query_key_value()) {
+      add_linear(prefix + family.query_key_value[0], 3 * query_size, d, config.biases.query_key_value);
+    } else {
+      add_linear(prefix + family.query_key_value[0], query_size, d, config.biases.query_key_value);
+      add_linear(prefix + family.query_key_value[1], key_value_size, d, config.biases.query_key_value);
+      add_linear(prefix + family.query_key_value[2], key_value_size, d, config.biases.query_key_value);
+    }
+    if (family.has_head_norms()) {
+      add_norm(prefix + family.query_norm, config.head_dim);
+      add_norm(prefix + family.key_norm, config.head_dim);
+    }
+    add_linear(prefix + family.output, d, query_size, config.biases.output);
+    add_norm(prefix + family.post_attention_norm, d);
+    for (const std::string& module : family.mlp_in) add_linear(prefix + module, f, d, config.biases.mlp);
+    add_linear(prefix + family.mlp_out, d, f, config.biases.mlp);
   }
-  tensors.push_back({"model.norm.weight", {d}});
-  if (!config.tie_word_embeddings) tensors.push_back({"lm_head.weight", {config.vocab_size, d}});
+  add_norm(family.final_norm, d);
+  if (!config.tie_word_embeddings) tensors.push_back({family.head + ".weight", {config.vocab_size, d}});
   return tensors;
 }
 
@@ -80,15 +106,16 @@ void CheckStoredShape(const std::string& file, const std::string& name, at::IntA
 std::unique_ptr<BaseTensors> OpenBaseTensors(const ModelConfig& config, const std::string& folder) {
   WeightFolder weights = WeightFolder::Open(folder);
   for (const TensorShape& tensor : BaseTensorShapes(config)) {
-    const SafetensorsFile::Entry& entry = weights.entry(tensor.name);
-    const std::string& file = weights.path_of(tensor.name);
-    CheckStoredShape(file, tensor.name, entry.shape, tensor.shape);
+    const std::string name = StoredTensors::StoredName(weights, *config.family, tensor.name);
+    const SafetensorsFile::Entry& entry = weights.entry(name);
+    const std::string& file = weights.path_of(name);
+    CheckStoredShape(file, name, entry.shape, tensor.shape);
     if (entry.dtype != at::kFloat && entry.dtype != at::kHalf && entry.dtype != at::kBFloat16) {
       throw UserError(fmt::format("cannot load {}: tensor \"{}\" has dtype {}; weights must be F32, F16 or BF16", file,
-                                  tensor.name, c10::toString(entry.dtype)));
+                                  name, c10::toString(entry.dtype)));
     }
   }
-  return std::make_unique<StoredTensors>(std::move(weights));
+  return std::make_unique<StoredTensors>(std::move(weights), *config.family);
 }
 
 std::unique_ptr<BaseTensors> RandomBaseTensors(const ModelConfig& config, int64_t seed) {

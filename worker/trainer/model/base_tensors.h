@@ -35,7 +35,8 @@ class BaseTensors {
 
 // Checks that every tensor is there with its shape and a floating dtype; UserError names file, tensor and both shapes.
 std::unique_ptr<BaseTensors> OpenBaseTensors(const ModelConfig& config, const std::string& folder);
-// As transformers initialises Llama: normal(0, initializer_range), norms 1. A tensor depends on seed and name alone.
+// As transformers initialises every family: normal(0, initializer_range), norms 1, biases 0. A tensor depends on seed
+// and name alone.
 std::unique_ptr<BaseTensors> RandomBaseTensors(const ModelConfig& config, int64_t seed);
 
 // A generator for the tensor of that name.

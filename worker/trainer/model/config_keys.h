@@ -27,6 +27,7 @@ class KeyReader {
     const auto found = document_.find(key);
     return found == document_.end() || found->is_null() ? nullptr : &*found;
   }
+  bool IsNull(const char* key) const { return document_.contains(key) && document_.at(key).is_null(); }
   int64_t PositiveInteger(const char* key, std::optional<int64_t> fallback = std::nullopt) const {
     const nlohmann::json* value = Find(key);
     if (value == nullptr && fallback) return *fallback;
@@ -35,6 +36,12 @@ class KeyReader {
       Fail(key, "must be a whole number of at least 1, not " + value->dump());
     }
     return value->get<int64_t>();
+  }
+  // At least 0.
+  int64_t WholeNumber(const char* key, int64_t fallback) const {
+    const nlohmann::json* value = Find(key);
+    if (value == nullptr) return fallback;
+    return value->is_number_integer() && *value == 0 ? 0 : PositiveInteger(key);
   }
   double PositiveNumber(const char* key, std::optional<double> fallback = std::nullopt) const {
     const nlohmann::json* value = Find(key);

@@ -1,8 +1,15 @@
-// One Llama decoder layer as two functions, without autograd: forward(x) -> y and what is saved, backward(dy, saved) ->
+// One decoder layer as two functions, without autograd: forward(x) -> y and what is saved, backward(dy, saved) ->
 // dx.
 //
 //   n1 = norm(x)   q,k,v = n1·Wqkvᵀ, turned by RoPE   o = attention(q, k, v)   r = x + o·Woᵀ
 //   n2 = norm(r)   g,u = n2·Wguᵀ                      y = r + (silu(g)∘u)·Wdᵀ
+//
+// Families differ in data, not in code: the kind of the norms; biases of the linear layers; q, k and v in one linear
+// layer or three; RoPE on a part of each head; and
+//
+//   head norms          every head of q and of k is normalised between its projection and RoPE
+//   no gate             y = r + act(h)·Wdᵀ with h = n2·Whᵀ
+//   parallel residual   n2 = norm(x): attention and MLP read the same input, and y = r + MLP(n2) all the same
 //
 // What is saved is a KeepPolicy; the backward pass computes the rest again. The MLP runs in tiles of tokens, so that g
 // and u never exist whole (unless they are kept). Gradients of what trains are fp32 and added to.
@@ -12,32 +19,55 @@
 
 #include <ATen/ATen.h>
 
+#include <array>
 #include <vector>
 
 #include "worker/trainer/adapters/fused_linear.h"
 #include "worker/trainer/attention/attention.h"
 #include "worker/trainer/attention/cached_attention.h"
+#include "worker/trainer/attention/sliding_window.h"
 #include "worker/trainer/memory/keep_policy.h"
+#include "worker/trainer/model/model_family.h"
+#include "worker/trainer/model/norm.h"
 #include "worker/trainer/model/row_kernels.h"
 
 namespace longspan::trainer {
 
-struct NormWeight {
-  at::Tensor value;     // (d)
-  at::Tensor gradient;  // (d) fp32; undefined when frozen
-};
-
 struct LayerWeights {
   NormWeight input_norm, post_attention_norm;
-  FusedLinear query_key_value;  // parts q_proj, k_proj, v_proj
-  FusedLinear output;           // o_proj
-  FusedLinear gate_up;          // gate_proj, up_proj
-  FusedLinear down;             // down_proj
+  NormWeight query_norm, key_norm;  // (D) each; undefined where the family has none
+  FusedLinear query_key_value;      // q_proj, k_proj, v_proj; or the one that the family fuses
+  FusedLinear output;               // o_proj
+  FusedLinear mlp_in;               // gate_proj, up_proj; or the one of an MLP without a gate
+  FusedLinear mlp_out;              // down_proj
+  int64_t window = 0;               // tokens that a token attends to where a pass is `windowed`; 0: all before it
+
+  // In the order of the layer.
+  std::array<FusedLinear*, 4> linears() { return {&query_key_value, &output, &mlp_in, &mlp_out}; }
+  std::array<const FusedLinear*, 4> linears() const { return {&query_key_value, &output, &mlp_in, &mlp_out}; }
+  std::vector<NormWeight*> norms() { return NormsOf<NormWeight>(*this); }
+  std::vector<const NormWeight*> norms() const { return NormsOf<const NormWeight>(*this); }
+  bool has_head_norms() const { return query_norm.value.defined(); }
+
+ private:
+  template <typename Norm, typename Layer>
+  static std::vector<Norm*> NormsOf(Layer& layer) {
+    if (!layer.has_head_norms()) return {&layer.input_norm, &layer.post_attention_norm};
+    return {&layer.input_norm, &layer.query_norm, &layer.key_norm, &layer.post_attention_norm};
+  }
 };
 
 struct LayerShape {
   int64_t hidden_size = 0, intermediate_size = 0, query_heads = 0, key_value_heads = 0, head_dim = 0;
   double norm_epsilon = 0;
+  bool fuses_query_key_value = false;  // one linear layer, whose rows are [head][q, k, v][D]
+  Activation activation = Activation::kGatedSilu;
+  bool parallel_residual = false;
+
+  // Outputs of mlp_in.
+  int64_t mlp_in_size() const {
+    return activation == Activation::kGatedSilu ? 2 * intermediate_size : intermediate_size;
+  }
 };
 
 // What is the same for every layer of one pass over a batch.
@@ -45,6 +75,9 @@ struct LayerPass {
   LayerShape shape;
   MemoryPolicy memory;
   AttentionPlan attention;
+  // Layers that have a window attend within it, instead of as `attention` says. Forward only, nothing saved.
+  bool windowed = false;
+  AttentionShape attention_shape;  // read when `windowed`
   Rotation rotation;
   DropoutPass dropout;
   bool adapted = true;  // with LoRA
@@ -58,9 +91,9 @@ struct SavedLayer {
   at::Tensor x;                       // (N, d)
   at::Tensor attention_out;           // (N, Hq·D)
   std::vector<at::Tensor> logsumexp;  // of each attention call
-  at::Tensor query_key_value;         // (N, (Hq + 2·Hkv)·D), after RoPE
-  at::Tensor residual;                // (N, d), r
-  at::Tensor gate_up;                 // (N, 2F)
+  at::Tensor query_key_value;         // (N, (Hq + 2·Hkv)·D), after RoPE; with head norms: before them
+  at::Tensor residual;                // (N, d), r; never of a parallel residual, whose backward pass does not read it
+  at::Tensor mlp_inner;               // (N, 2F) gate and up, or (N, F)
 };
 
 // Buffers that layers use one after the other.

@@ -1,4 +1,5 @@
-// LlamaForCausalLM: embedding, decoder layers, final norm, head; one pass forward and one back over a batch.
+// Every family (model_family.h): embedding, decoder layers, final norm, head; one pass forward and one back over a
+// batch.
 #include <fmt/format.h>
 
 #include <optional>
@@ -40,13 +41,17 @@ class LlamaCausalLm : public CausalLm {
  public:
   explicit LlamaCausalLm(const ModelOptions& options)
       : options_(options),
-        config_(WithJobRope(ReadModelConfig(options.spec.model.path), options.spec)),
+        config_(WithJobWindow(WithJobRope(ReadModelConfig(options.spec.model.path), options.spec), options.spec)),
         plan_(ResolveAdapterPlan(options.spec, AdaptableModelOf(config_))),
         base_(options.spec.model.init == jobfile::ModelInit::kRandom
                   ? RandomBaseTensors(config_, options.spec.training.seed)
                   : OpenBaseTensors(config_, options.spec.model.path)),
         original_positions_(config_.original_rope, config_.head_dim),
         extended_positions_(config_.rope, config_.head_dim) {
+    if (plan_.has_lora && plan_.trains_head && !config_.family->head_alias.empty()) {
+      throw SpecError(fmt::format("method.train_head: the head of {} does not train beside LoRA; method full trains it",
+                                  config_.family->architecture));
+    }
     WeightOptions weight_options;
     weight_options.dtype = ComputeDtype(options.spec);
     weight_options.adapter_folder = options.spec.method.adapter;
@@ -64,7 +69,7 @@ class LlamaCausalLm : public CausalLm {
   const ModelConfig& config() const override { return config_; }
   std::vector<Trainable>& trainables() override { return trainables_.items; }
   const AdapterPlan& adapter() const override { return plan_; }
-  std::vector<Trainable> carried() const override { return CarriedTensors(weights_, trainables_); }
+  std::vector<Trainable> carried() const override { return CarriedTensors(config_, weights_, trainables_); }
 
   int64_t parameter_count() const override {
     int64_t count = 0;
@@ -109,7 +114,9 @@ class LlamaCausalLm : public CausalLm {
     pass.adapted = options.adapted;
     CheckDocuments(input_ids, options.document_ids);
     const PackedDocuments documents = DocumentsOf(input_ids, options.document_ids);
-    pass.attention = PlanFullAttention(ShapeOf(input_ids, documents));
+    pass.attention_shape = ShapeOf(input_ids, documents);
+    pass.attention = PlanFullAttention(pass.attention_shape);
+    pass.windowed = Windowed(options);
     pass.rotation =
         (options.rope == RopeScaling::kOriginal ? original_positions_ : extended_positions_).Within(documents);
     const at::Tensor hidden = FinalNorm(weights, Hidden(weights, pass, input_ids, nullptr), nullptr);
@@ -135,6 +142,7 @@ class LlamaCausalLm : public CausalLm {
         ending_sequences.push_back(static_cast<int64_t>(part.sequence));
       }
       pass.cached = &cached;
+      pass.windowed = Windowed(options);
       pass.rotation = RotationOf(sequences, plan, options);
       const at::Tensor hidden = Hidden(weights, pass, ids, nullptr);
       for (const CachedRows& part : cached.sequences) part.cache->Advance(part.rows);
@@ -158,6 +166,11 @@ class LlamaCausalLm : public CausalLm {
     if (!options.adapted) return *base_weights_;
     if (!options.original_weights) return weights_;
     return over_originals_.emplace(OverOriginalLinears(*base_, weights_));
+  }
+
+  // What the model's own config.json says; the extended one has no window where the job's context outgrew it.
+  bool Windowed(const EvaluationOptions& options) const {
+    return options.rope == RopeScaling::kOriginal || !config_.window_outgrown;
   }
 
   // One row of angles a row of the pass, each at its own position in a text as long as it is after this call.
@@ -192,8 +205,15 @@ class LlamaCausalLm : public CausalLm {
 
   LayerPass NewPass() const {
     LayerPass pass;
-    pass.shape = {config_.hidden_size,         config_.intermediate_size, config_.num_attention_heads,
-                  config_.num_key_value_heads, config_.head_dim,          config_.rms_norm_eps};
+    pass.shape.hidden_size = config_.hidden_size;
+    pass.shape.intermediate_size = config_.intermediate_size;
+    pass.shape.query_heads = config_.num_attention_heads;
+    pass.shape.key_value_heads = config_.num_key_value_heads;
+    pass.shape.head_dim = config_.head_dim;
+    pass.shape.norm_epsilon = config_.norm_epsilon;
+    pass.shape.fuses_query_key_value = config_.family->fuses_query_key_value();
+    pass.shape.activation = config_.activation;
+    pass.shape.parallel_residual = config_.parallel_residual;
     pass.memory = options_.memory;
     return pass;
   }
@@ -210,8 +230,7 @@ class LlamaCausalLm : public CausalLm {
   void Refresh() {
     if (!values_changed_) return;
     for (LayerWeights& layer : weights_.layers) {
-      for (FusedLinear* linear : {&layer.query_key_value, &layer.output, &layer.gate_up, &layer.down})
-        linear->Refresh();
+      for (FusedLinear* linear : layer.linears()) linear->Refresh();
     }
     values_changed_ = false;
   }
@@ -227,12 +246,8 @@ class LlamaCausalLm : public CausalLm {
     return hidden;
   }
 
-  at::Tensor FinalNorm(const ModelWeights& weights, const at::Tensor& hidden, at::Tensor* inverse_rms) const {
-    at::Tensor normed = at::empty_like(hidden);
-    if (inverse_rms != nullptr) *inverse_rms = at::empty({hidden.size(0)}, at::kFloat);
-    RmsNorm(hidden, weights.final_norm.value, config_.rms_norm_eps, normed,
-            inverse_rms != nullptr ? *inverse_rms : at::Tensor());
-    return normed;
+  at::Tensor FinalNorm(const ModelWeights& weights, const at::Tensor& hidden, at::Tensor* statistics) const {
+    return Normalise(weights.final_norm, config_.norm_epsilon, hidden, statistics);
   }
 
   LossSum Run(const Batch& batch, const at::Tensor& targets, const GradientReady& ready) {
@@ -247,13 +262,12 @@ class LlamaCausalLm : public CausalLm {
     LossSum sum;
     at::Tensor gradient = at::zeros_like(hidden);
     {
-      at::Tensor inverse_rms;
-      const at::Tensor normed = FinalNorm(weights_, hidden, &inverse_rms);
+      at::Tensor statistics;
+      const at::Tensor normed = FinalNorm(weights_, hidden, &statistics);
       const at::Tensor normed_gradient = at::zeros_like(hidden);
       sum = TiledTokenLoss(normed, weights_.head.value, targets, options_.memory.loss_tile_tokens,
                            {normed_gradient, weights_.head.gradient});
-      RmsNormBackward(hidden, weights_.final_norm.value, inverse_rms, normed_gradient, gradient,
-                      weights_.final_norm.gradient);
+      NormaliseBackward(weights_.final_norm, hidden, statistics, normed_gradient, gradient);
     }
     hidden.reset();
     Announce(ready, trainables_.head);

@@ -13,16 +13,13 @@ namespace longspan::trainer {
 namespace {
 
 const std::string kPeftPrefix = "base_model.model.";
-const std::string kEmbeddingName = "model.embed_tokens.weight";
-const std::string kHeadName = "lm_head.weight";
-const std::string kFinalNormName = "model.norm.weight";
 
-std::string LayerPrefix(size_t layer) { return fmt::format("model.layers.{}.", layer); }
+std::string EmbeddingName(const ModelConfig& config) { return config.family->embedding + ".weight"; }
+std::string HeadName(const ModelConfig& config) { return config.family->head + ".weight"; }
 
-// "model.layers.0.self_attn.q_proj" of a module of a layer.
-std::string ModuleName(size_t layer, const std::string& module) {
-  const bool in_mlp = module == "gate_proj" || module == "up_proj" || module == "down_proj";
-  return LayerPrefix(layer) + (in_mlp ? "mlp." : "self_attn.") + module;
+// "self_attn.q_proj" of a layer -> "model.layers.0.self_attn.q_proj"
+std::string NameInLayer(const ModelConfig& config, size_t layer, const std::string& module) {
+  return fmt::format("{}.{}.{}", config.family->layers, layer, module);
 }
 
 // The tensors of an adapter folder, each of which somebody must take: one left over means that the folder is for
@@ -54,19 +51,17 @@ class AdapterTensors {
   }
   // With tied embeddings the file has the one tensor under two names; PEFT keeps an old head otherwise.
   void CheckTied(const ModelConfig& config) {
-    if (!file_ || !config.tie_word_embeddings || Has(kEmbeddingName) == false) {
-      if (file_ && config.tie_word_embeddings && Has(kHeadName)) FailTied("lacks embed_tokens beside lm_head");
-      return;
-    }
-    if (!Has(kHeadName)) FailTied("lacks lm_head beside embed_tokens");
-    const std::vector<int64_t> shape = {config.vocab_size, config.hidden_size};
-    const at::Tensor head = Take(kHeadName, shape);
-    if (!at::equal(head, file_->View(kPeftPrefix + kEmbeddingName)))
-      FailTied("has an lm_head that differs from embed_tokens");
+    if (!file_ || !config.tie_word_embeddings) return;
+    const std::string embedding = EmbeddingName(config), head = HeadName(config);
+    if (!Has(embedding) && !Has(head)) return;
+    if (!Has(embedding)) FailTied("lacks " + config.family->embedding + " beside " + config.family->head);
+    if (!Has(head)) FailTied("lacks " + config.family->head + " beside " + config.family->embedding);
+    if (!at::equal(Take(head, {config.vocab_size, config.hidden_size}), file_->View(kPeftPrefix + embedding)))
+      FailTied("has a " + config.family->head + " that differs from " + config.family->embedding);
   }
 
  private:
-  [[noreturn]] void FailTied(const char* what) const {
+  [[noreturn]] void FailTied(const std::string& what) const {
     throw UserError("cannot load " + file_->path() + ": the model ties its embeddings, but the adapter " + what);
   }
 
@@ -80,13 +75,13 @@ class Loader {
       : config_(config), base_(base), plan_(plan), options_(options), adapter_(options.adapter_folder) {}
 
   ModelWeights Load() {
+    const std::vector<int64_t> vocabulary = {config_.vocab_size, config_.hidden_size};
     adapter_.CheckTied(config_);
-    weights_.embedding.value = LoadReplaceable(kEmbeddingName, {config_.vocab_size, config_.hidden_size});
+    weights_.embedding.value = LoadReplaceable(EmbeddingName(config_), vocabulary);
     for (int64_t layer = 0; layer < config_.num_hidden_layers; ++layer) LoadLayer(static_cast<size_t>(layer));
-    weights_.final_norm.value = LoadReplaceable(kFinalNormName, {config_.hidden_size});
-    weights_.head.value = config_.tie_word_embeddings
-                              ? weights_.embedding.value
-                              : LoadReplaceable(kHeadName, {config_.vocab_size, config_.hidden_size});
+    weights_.final_norm = LoadNorm(config_.family->final_norm, config_.hidden_size);
+    weights_.head.value =
+        config_.tie_word_embeddings ? weights_.embedding.value : LoadReplaceable(HeadName(config_), vocabulary);
     if (adapter_.present()) adapter_.CheckAllTaken();
     return std::move(weights_);
   }
@@ -103,55 +98,70 @@ class Loader {
     return Owned(adapter_.Take(name, shape));
   }
 
-  void LoadLayer(size_t layer) {
-    LayerWeights& weights = weights_.layers.emplace_back();
-    weights.input_norm.value = LoadReplaceable(LayerPrefix(layer) + "input_layernorm.weight", {config_.hidden_size});
-    weights.query_key_value = LoadLinear(layer, {"q_proj", "k_proj", "v_proj"});
-    weights.output = LoadLinear(layer, {"o_proj"});
-    weights.post_attention_norm.value =
-        LoadReplaceable(LayerPrefix(layer) + "post_attention_layernorm.weight", {config_.hidden_size});
-    weights.gate_up = LoadLinear(layer, {"gate_proj", "up_proj"});
-    weights.down = LoadLinear(layer, {"down_proj"});
+  NormWeight LoadNorm(const std::string& name, int64_t size) {
+    NormWeight norm;
+    norm.name = name;
+    norm.kind = config_.family->norm;
+    norm.value = LoadReplaceable(name + ".weight", {size});
+    if (norm.kind == NormKind::kLayer) norm.bias = LoadReplaceable(name + ".bias", {size});
+    return norm;
   }
 
-  FusedLinear LoadLinear(size_t layer, const std::vector<std::string>& modules) {
+  void LoadLayer(size_t layer) {
+    const ModelFamily& family = *config_.family;
+    LayerWeights& weights = weights_.layers.emplace_back();
+    weights.input_norm = LoadNorm(NameInLayer(config_, layer, family.input_norm), config_.hidden_size);
+    weights.query_key_value = LoadLinear(layer, family.query_key_value, config_.biases.query_key_value);
+    if (family.has_head_norms()) {
+      weights.query_norm = LoadNorm(NameInLayer(config_, layer, family.query_norm), config_.head_dim);
+      weights.key_norm = LoadNorm(NameInLayer(config_, layer, family.key_norm), config_.head_dim);
+    }
+    weights.output = LoadLinear(layer, {family.output}, config_.biases.output);
+    weights.post_attention_norm =
+        LoadNorm(NameInLayer(config_, layer, family.post_attention_norm), config_.hidden_size);
+    weights.mlp_in = LoadLinear(layer, family.mlp_in, config_.biases.mlp);
+    weights.mlp_out = LoadLinear(layer, {family.mlp_out}, config_.biases.mlp);
+    weights.window = config_.layer_windows[layer];
+  }
+
+  FusedLinear LoadLinear(size_t layer, const std::vector<std::string>& modules, bool has_bias) {
     FusedLinear linear;
     linear.dtype = options_.dtype;
     std::vector<at::Tensor> stored;
     int64_t outputs = 0;
     for (const std::string& module : modules) {
-      stored.push_back(base_.Read(ModuleName(layer, module) + ".weight"));
-      outputs += stored.back().size(0);
+      LinearPart& part = linear.parts.emplace_back();
+      part.name = NameInLayer(config_, layer, module);
+      part.module = LastName(module);
+      part.module_index = std::find(paths_.begin(), paths_.end(), module) - paths_.begin();
+      stored.push_back(base_.Read(part.name + ".weight"));
+      part.first_output = outputs;
+      part.outputs = stored.back().size(0);
+      outputs += part.outputs;
     }
     const int64_t inputs = stored[0].size(1);
     if (options_.quantized == nullptr) linear.weight = at::empty({outputs, inputs}, options_.dtype);
-    int64_t first = 0;
+    if (has_bias) linear.bias = at::empty({outputs}, options_.dtype);
     for (size_t index = 0; index < modules.size(); ++index) {
-      LinearPart part;
-      part.module = modules[index];
-      const auto& known = AdaptableModules();
-      part.module_index = std::find(known.begin(), known.end(), part.module) - known.begin();
-      part.first_output = first;
-      part.outputs = stored[index].size(0);
+      LinearPart& part = linear.parts[index];
       if (options_.quantized == nullptr) {
-        linear.weight.narrow(0, first, part.outputs).copy_(stored[index]);
+        linear.weight.narrow(0, part.first_output, part.outputs).copy_(stored[index]);
       } else {
-        part.quantized = std::move(options_.quantized->at(ModuleName(layer, part.module)));
+        part.quantized = std::move(options_.quantized->at(part.name));
       }
-      if (plan_.Targets(part.module)) part.lora = LoadLora(layer, part, inputs);
-      first += part.outputs;
-      linear.parts.push_back(std::move(part));
+      if (has_bias) linear.bias.narrow(0, part.first_output, part.outputs).copy_(base_.Read(part.name + ".bias"));
+      if (plan_.Targets(part.module)) part.lora = LoadLora(part, inputs);
     }
     linear.Refresh();
     return linear;
   }
 
-  LoraFactors LoadLora(size_t layer, const LinearPart& part, int64_t inputs) {
-    const std::string a_name = ModuleName(layer, part.module) + ".lora_A.weight";
-    const std::string b_name = ModuleName(layer, part.module) + ".lora_B.weight";
-    const int64_t rank = plan_.RankOf(ModuleName(layer, part.module));
+  LoraFactors LoadLora(const LinearPart& part, int64_t inputs) {
+    const std::string a_name = part.name + ".lora_A.weight";
+    const std::string b_name = part.name + ".lora_B.weight";
+    const int64_t rank = plan_.RankOf(part.name);
     LoraFactors lora;
-    lora.scale = plan_.ScaleOf(ModuleName(layer, part.module));
+    lora.scale = plan_.ScaleOf(part.name);
     if (adapter_.present()) {
       lora.a = Owned(adapter_.Take(a_name, {rank, inputs}));
       lora.b = Owned(adapter_.Take(b_name, {part.outputs, rank}));
@@ -169,6 +179,7 @@ class Loader {
   const BaseTensors& base_;
   const AdapterPlan& plan_;
   const WeightOptions& options_;
+  const std::vector<std::string> paths_ = config_.family->LinearPaths();
   AdapterTensors adapter_;
   ModelWeights weights_;
 };
@@ -188,27 +199,32 @@ class GradientAttacher {
     }
     return {begin, list_->items.size()};
   }
-  TrainableRange Norm(const std::string& name, NormWeight* norm) {
+  TrainableRange Norm(NormWeight* norm) {
     const size_t begin = list_->items.size();
     if (plan_.trains_norms) {
       norm->gradient = GradientLike(norm->value);
-      Add(name, norm->value, norm->gradient, false);
+      Add(norm->name + ".weight", norm->value, norm->gradient, false);
+      if (norm->bias.defined()) {
+        norm->bias_gradient = GradientLike(norm->bias);
+        Add(norm->name + ".bias", norm->bias, norm->bias_gradient, false);
+      }
     }
     return {begin, list_->items.size()};
   }
-  void Linear(size_t layer, FusedLinear* linear) {
+  void Linear(FusedLinear* linear) {
     if (plan_.trains_base) linear->weight_gradient = GradientLike(linear->weight);
+    if (plan_.trains_base && linear->bias.defined()) linear->bias_gradient = GradientLike(linear->bias);
     for (LinearPart& part : linear->parts) {
-      const std::string name = ModuleName(layer, part.module);
-      if (plan_.trains_base) {
-        Add(name + ".weight", linear->weight.narrow(0, part.first_output, part.outputs),
-            linear->weight_gradient.narrow(0, part.first_output, part.outputs), false);
+      const auto rows = [&part](const at::Tensor& all) { return all.narrow(0, part.first_output, part.outputs); };
+      if (plan_.trains_base) Add(part.name + ".weight", rows(linear->weight), rows(linear->weight_gradient), false);
+      if (linear->bias_gradient.defined()) {
+        Add(part.name + ".bias", rows(linear->bias), rows(linear->bias_gradient), false);
       }
       if (!part.lora) continue;
       part.lora->a_gradient = GradientLike(part.lora->a);
       part.lora->b_gradient = GradientLike(part.lora->b);
-      Add(name + ".lora_A.weight", part.lora->a, part.lora->a_gradient, true);
-      Add(name + ".lora_B.weight", part.lora->b, part.lora->b_gradient, true);
+      Add(part.name + ".lora_A.weight", part.lora->a, part.lora->a_gradient, true);
+      Add(part.name + ".lora_B.weight", part.lora->b, part.lora->b_gradient, true);
     }
   }
 
@@ -234,30 +250,31 @@ at::Tensor MergedLinear(const at::Tensor& stored, const LinearPart& part, jobfil
 }
 
 // The tensors that are neither as the base has them nor merely merged: name and current value.
-std::vector<NamedTensor> ChangedTensors(const AdapterPlan& plan, const ModelWeights& weights) {
+std::vector<NamedTensor> ChangedTensors(const ModelConfig& config, const AdapterPlan& plan,
+                                        const ModelWeights& weights) {
   std::vector<NamedTensor> changed;
   const auto add = [&](const std::string& name, const at::Tensor& value, bool trains) {
     const auto& replaced = weights.replaced;
     if (trains || std::find(replaced.begin(), replaced.end(), name) != replaced.end())
       changed.emplace_back(name, value);
   };
-  add(kEmbeddingName, weights.embedding.value, plan.trains_embedding);
-  for (size_t layer = 0; layer < weights.layers.size(); ++layer) {
-    const LayerWeights& layer_weights = weights.layers[layer];
-    add(LayerPrefix(layer) + "input_layernorm.weight", layer_weights.input_norm.value, plan.trains_norms);
-    add(LayerPrefix(layer) + "post_attention_layernorm.weight", layer_weights.post_attention_norm.value,
-        plan.trains_norms);
-    for (const FusedLinear* linear :
-         {&layer_weights.query_key_value, &layer_weights.output, &layer_weights.gate_up, &layer_weights.down}) {
+  const auto add_norm = [&](const NormWeight& norm) {
+    add(norm.name + ".weight", norm.value, plan.trains_norms);
+    if (norm.bias.defined()) add(norm.name + ".bias", norm.bias, plan.trains_norms);
+  };
+  add(EmbeddingName(config), weights.embedding.value, plan.trains_embedding);
+  for (const LayerWeights& layer : weights.layers) {
+    for (const NormWeight* norm : layer.norms()) add_norm(*norm);
+    for (const FusedLinear* linear : layer.linears()) {
       for (const LinearPart& part : linear->parts) {
-        if (!linear->weight.defined()) continue;
-        add(ModuleName(layer, part.module) + ".weight", linear->weight.narrow(0, part.first_output, part.outputs),
-            plan.trains_base);
+        const auto rows = [&part](const at::Tensor& all) { return all.narrow(0, part.first_output, part.outputs); };
+        if (linear->weight.defined()) add(part.name + ".weight", rows(linear->weight), plan.trains_base);
+        if (linear->bias.defined()) add(part.name + ".bias", rows(linear->bias), plan.trains_base);
       }
     }
   }
-  add(kFinalNormName, weights.final_norm.value, plan.trains_norms);
-  add(kHeadName, weights.head.value, plan.trains_head);
+  add_norm(weights.final_norm);
+  add(HeadName(config), weights.head.value, plan.trains_head);
   return changed;
 }
 
@@ -265,11 +282,11 @@ std::vector<NamedTensor> ChangedTensors(const AdapterPlan& plan, const ModelWeig
 
 AdaptableModel AdaptableModelOf(const ModelConfig& config) {
   AdaptableModel model;
-  model.default_targets = {"q_proj", "k_proj", "v_proj", "o_proj"};
+  model.default_targets = config.family->default_targets;
   model.tied_embeddings = config.tie_word_embeddings;
   for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
-    for (const std::string& module : AdaptableModules()) {
-      model.linear_names.push_back(ModuleName(static_cast<size_t>(layer), module));
+    for (const std::string& module : config.family->LinearPaths()) {
+      model.linear_names.push_back(NameInLayer(config, static_cast<size_t>(layer), module));
     }
   }
   return model;
@@ -283,33 +300,37 @@ ModelWeights LoadModelWeights(const ModelConfig& config, const BaseTensors& base
 TrainableList AttachGradients(const ModelConfig& config, const AdapterPlan& plan, ModelWeights* weights) {
   TrainableList list;
   GradientAttacher attach(plan, &list);
-  list.embedding = attach.Vocabulary(kEmbeddingName, plan.trains_embedding, &weights->embedding);
-  for (size_t layer = 0; layer < weights->layers.size(); ++layer) {
-    LayerWeights& layer_weights = weights->layers[layer];
+  list.embedding = attach.Vocabulary(EmbeddingName(config), plan.trains_embedding, &weights->embedding);
+  for (LayerWeights& layer : weights->layers) {
     const size_t begin = list.items.size();
-    attach.Norm(LayerPrefix(layer) + "input_layernorm.weight", &layer_weights.input_norm);
-    attach.Linear(layer, &layer_weights.query_key_value);
-    attach.Linear(layer, &layer_weights.output);
-    attach.Norm(LayerPrefix(layer) + "post_attention_layernorm.weight", &layer_weights.post_attention_norm);
-    attach.Linear(layer, &layer_weights.gate_up);
-    attach.Linear(layer, &layer_weights.down);
+    attach.Norm(&layer.input_norm);
+    attach.Linear(&layer.query_key_value);
+    if (layer.has_head_norms()) {
+      attach.Norm(&layer.query_norm);
+      attach.Norm(&layer.key_norm);
+    }
+    attach.Linear(&layer.output);
+    attach.Norm(&layer.post_attention_norm);
+    attach.Linear(&layer.mlp_in);
+    attach.Linear(&layer.mlp_out);
     list.layers.push_back({begin, list.items.size()});
   }
-  list.final_norm = attach.Norm(kFinalNormName, &weights->final_norm);
+  list.final_norm = attach.Norm(&weights->final_norm);
   if (config.tie_word_embeddings) {
     weights->head.gradient = weights->embedding.gradient;
     list.head = {list.items.size(), list.items.size()};
   } else {
-    list.head = attach.Vocabulary(kHeadName, plan.trains_head, &weights->head);
+    list.head = attach.Vocabulary(HeadName(config), plan.trains_head, &weights->head);
   }
   return list;
 }
 
-std::vector<Trainable> CarriedTensors(const ModelWeights& weights, const TrainableList& trainables) {
+std::vector<Trainable> CarriedTensors(const ModelConfig& config, const ModelWeights& weights,
+                                      const TrainableList& trainables) {
   std::set<std::string> trained;
   for (const Trainable& trainable : trainables.items) trained.insert(trainable.name);
   std::vector<Trainable> carried;
-  for (const auto& [name, value] : ChangedTensors(AdapterPlan{}, weights)) {
+  for (const auto& [name, value] : ChangedTensors(config, AdapterPlan{}, weights)) {
     if (trained.count(kPeftPrefix + name) == 0) carried.push_back({kPeftPrefix + name, value, at::Tensor(), false});
   }
   return carried;
@@ -325,26 +346,27 @@ ModelWeights BaseOf(const ModelConfig& config, const BaseTensors& base, const Ad
   }
   ModelWeights result = weights;
   const auto read = [&](const std::string& name) { return base.Read(name).to(dtype, false, /*copy=*/true); };
-  result.embedding.value = read(kEmbeddingName);
-  for (size_t layer = 0; layer < result.layers.size(); ++layer) {
-    result.layers[layer].input_norm.value = read(LayerPrefix(layer) + "input_layernorm.weight");
-    result.layers[layer].post_attention_norm.value = read(LayerPrefix(layer) + "post_attention_layernorm.weight");
+  const auto read_norm = [&](NormWeight* norm) {
+    norm->value = read(norm->name + ".weight");
+    if (norm->bias.defined()) norm->bias = read(norm->name + ".bias");
+  };
+  result.embedding.value = read(EmbeddingName(config));
+  for (LayerWeights& layer : result.layers) {
+    for (NormWeight* norm : layer.norms()) read_norm(norm);
   }
-  result.final_norm.value = read(kFinalNormName);
-  result.head.value = config.tie_word_embeddings ? result.embedding.value : read(kHeadName);
+  read_norm(&result.final_norm);
+  result.head.value = config.tie_word_embeddings ? result.embedding.value : read(HeadName(config));
   return result;
 }
 
 ModelWeights OverOriginalLinears(const BaseTensors& base, const ModelWeights& weights) {
   ModelWeights result = weights;
-  for (size_t layer = 0; layer < result.layers.size(); ++layer) {
-    LayerWeights& layer_weights = result.layers[layer];
-    for (FusedLinear* linear :
-         {&layer_weights.query_key_value, &layer_weights.output, &layer_weights.gate_up, &layer_weights.down}) {
+  for (LayerWeights& layer : result.layers) {
+    for (FusedLinear* linear : layer.linears()) {
       for (LinearPart& part : linear->parts) {
         if (!part.quantized) continue;
         part.quantized.reset();
-        part.stored = base.Read(ModuleName(layer, part.module) + ".weight");
+        part.stored = base.Read(part.name + ".weight");
       }
     }
   }
@@ -355,14 +377,12 @@ void VisitMergedTensors(const ModelConfig& config, const BaseTensors& base, cons
                         const ModelWeights& weights, jobfile::MergedBase merged_base,
                         const std::function<void(const std::string& name, const at::Tensor& value)>& visit) {
   std::map<std::string, at::Tensor> changed;
-  for (auto& [name, value] : ChangedTensors(plan, weights)) changed[name] = value;
+  for (auto& [name, value] : ChangedTensors(config, plan, weights)) changed[name] = value;
   std::map<std::string, const LinearPart*> part_of;
-  for (size_t layer = 0; layer < weights.layers.size(); ++layer) {
-    const LayerWeights& layer_weights = weights.layers[layer];
-    for (const FusedLinear* linear :
-         {&layer_weights.query_key_value, &layer_weights.output, &layer_weights.gate_up, &layer_weights.down}) {
+  for (const LayerWeights& layer : weights.layers) {
+    for (const FusedLinear* linear : layer.linears()) {
       for (const LinearPart& part : linear->parts) {
-        part_of[ModuleName(layer, part.module) + ".weight"] = &part;
+        part_of[part.name + ".weight"] = &part;
       }
     }
   }

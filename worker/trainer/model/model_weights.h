@@ -56,7 +56,8 @@ ModelWeights LoadModelWeights(const ModelConfig& config, const BaseTensors& base
 TrainableList AttachGradients(const ModelConfig& config, const AdapterPlan& plan, ModelWeights* weights);
 
 // What an adapter folder replaced and what does not train (CausalLm::carried).
-std::vector<Trainable> CarriedTensors(const ModelWeights& weights, const TrainableList& trainables);
+std::vector<Trainable> CarriedTensors(const ModelConfig& config, const ModelWeights& weights,
+                                      const TrainableList& trainables);
 
 // The weights as the base has them: LoRA off, trained and replaced values read again. Shares what never changed.
 ModelWeights BaseOf(const ModelConfig& config, const BaseTensors& base, const AdapterPlan& plan,

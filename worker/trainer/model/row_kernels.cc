@@ -1,39 +1,11 @@
 #include "worker/trainer/model/row_kernels.h"
 
-#include "worker/trainer/model/row_parallel.h"
-
-#include <algorithm>
 #include <cmath>
-#include <vector>
+
+#include "worker/trainer/model/row_loops.h"
 
 namespace longspan::trainer {
 namespace {
-
-constexpr int64_t kRowsPerTask = 16;
-
-template <typename T>
-struct Rows {
-  T* data;
-  int64_t stride;
-  T* operator[](int64_t row) const { return data + row * stride; }
-};
-
-template <typename T>
-Rows<T> RowsOf(const at::Tensor& tensor) {
-  TORCH_CHECK(tensor.dim() >= 2 && tensor.stride(-1) == 1, "row kernels want a last stride of 1");
-  return {tensor.data_ptr<T>(), tensor.stride(0)};
-}
-
-// Runs `body` with a value of the element type.
-template <typename Body>
-void ForDtype(at::ScalarType dtype, Body body) {
-  if (dtype == at::kFloat) {
-    body(float{});
-  } else {
-    TORCH_CHECK(dtype == at::kBFloat16, "row kernels know float32 and bfloat16, not ", dtype);
-    body(at::BFloat16{});
-  }
-}
 
 template <typename T>
 float SumOfSquares(const T* __restrict x, int64_t size) {
@@ -65,6 +37,23 @@ void RmsNormBackwardRow(const T* __restrict x, const T* __restrict weight, float
   for (int64_t i = 0; i < size; ++i) {
     const float g = static_cast<float>(dy[i]) * static_cast<float>(weight[i]);
     dx[i] = static_cast<T>(static_cast<float>(dx[i]) + inverse_rms * (g - static_cast<float>(x[i]) * scale));
+  }
+}
+
+// The same in place of dy.
+template <typename T>
+void RmsNormBackwardInPlaceRow(const T* __restrict x, const T* __restrict weight, float inverse_rms, int64_t size,
+                               T* __restrict gradient) {
+  float dot = 0;
+#pragma omp simd reduction(+ : dot)
+  for (int64_t i = 0; i < size; ++i) {
+    dot += static_cast<float>(gradient[i]) * static_cast<float>(weight[i]) * static_cast<float>(x[i]);
+  }
+  const float scale = dot * inverse_rms * inverse_rms / static_cast<float>(size);
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) {
+    const float g = static_cast<float>(gradient[i]) * static_cast<float>(weight[i]);
+    gradient[i] = static_cast<T>(inverse_rms * (g - static_cast<float>(x[i]) * scale));
   }
 }
 
@@ -136,14 +125,8 @@ void RmsNorm(const at::Tensor& x, const at::Tensor& weight, double epsilon, cons
 
 void RmsNormBackward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& inverse_rms,
                      const at::Tensor& out_gradient, const at::Tensor& x_gradient, const at::Tensor& weight_gradient) {
-  const int64_t rows = x.size(0);
   const int64_t size = x.size(1);
-  // A fixed number of partial sums, whatever the number of threads.
-  constexpr int64_t kPartialSums = 16;
-  const int64_t rows_per_sum = (rows + kPartialSums - 1) / kPartialSums;
-  const bool sums = weight_gradient.defined();
-  const at::Tensor partial = sums ? at::zeros({kPartialSums, size}, at::kFloat) : at::Tensor();
-  float* partial_data = sums ? partial.data_ptr<float>() : nullptr;
+  GradientSums sums(weight_gradient.defined(), size);
   const float* inverse = inverse_rms.data_ptr<float>();
   ForDtype(x.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
@@ -151,23 +134,68 @@ void RmsNormBackward(const at::Tensor& x, const at::Tensor& weight, const at::Te
     const auto dy = RowsOf<T>(out_gradient);
     const auto dx = RowsOf<T>(x_gradient);
     const T* w = weight.data_ptr<T>();
-    ForRowRanges(kPartialSums, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t part = begin; part < end; ++part) {
-        for (int64_t row = part * rows_per_sum; row < std::min(rows, (part + 1) * rows_per_sum); ++row) {
-          if (sums) AddWeightGradientRow(in[row], inverse[row], dy[row], size, partial_data + part * size);
-          RmsNormBackwardRow(in[row], w, inverse[row], dy[row], size, dx[row]);
+    sums.ForRows(x.size(0), [&](int64_t row, float* sum) {
+      if (sum != nullptr) AddWeightGradientRow(in[row], inverse[row], dy[row], size, sum);
+      RmsNormBackwardRow(in[row], w, inverse[row], dy[row], size, dx[row]);
+    });
+  });
+  if (weight_gradient.defined()) weight_gradient.add_(sums.Total());
+}
+
+void HeadRmsNorm(const at::Tensor& x, const at::Tensor& weight, double epsilon, const at::Tensor& out,
+                 const at::Tensor& inverse_rms) {
+  const int64_t heads = x.size(1);
+  const int64_t size = x.size(2);
+  TORCH_CHECK(out.sizes() == x.sizes() && weight.numel() == size, "head norm of ", x.sizes(), " into ", out.sizes());
+  float* inverse_rms_data = inverse_rms.defined() ? inverse_rms.data_ptr<float>() : nullptr;
+  ForDtype(x.scalar_type(), [&](auto tag) {
+    using T = decltype(tag);
+    const auto in = RowsOf<T>(x);
+    const auto to = RowsOf<T>(out);
+    const T* w = weight.data_ptr<T>();
+    ForRowRanges(x.size(0), kRowsPerTask, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        for (int64_t head = 0; head < heads; ++head) {
+          const T* from = in[row] + head * x.stride(1);
+          const float mean = SumOfSquares(from, size) / static_cast<float>(size);
+          const float inverse = 1.0f / std::sqrt(mean + static_cast<float>(epsilon));
+          if (inverse_rms_data != nullptr) inverse_rms_data[row * heads + head] = inverse;
+          RmsNormRow(from, w, inverse, size, to[row] + head * out.stride(1));
         }
       }
     });
   });
-  if (sums) weight_gradient.add_(partial.sum(0));
+}
+
+void HeadRmsNormBackward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& inverse_rms,
+                         const at::Tensor& gradient, const at::Tensor& weight_gradient) {
+  const int64_t heads = x.size(1);
+  const int64_t size = x.size(2);
+  GradientSums sums(weight_gradient.defined(), size);
+  const float* inverse = inverse_rms.data_ptr<float>();
+  ForDtype(x.scalar_type(), [&](auto tag) {
+    using T = decltype(tag);
+    const auto in = RowsOf<T>(x);
+    const auto dy = RowsOf<T>(gradient);
+    const T* w = weight.data_ptr<T>();
+    sums.ForRows(x.size(0), [&](int64_t row, float* sum) {
+      for (int64_t head = 0; head < heads; ++head) {
+        const T* from = in[row] + head * x.stride(1);
+        T* row_gradient = dy[row] + head * gradient.stride(1);
+        const float inverse_row = inverse[row * heads + head];
+        if (sum != nullptr) AddWeightGradientRow(from, inverse_row, row_gradient, size, sum);
+        RmsNormBackwardInPlaceRow(from, w, inverse_row, size, row_gradient);
+      }
+    });
+  });
+  if (weight_gradient.defined()) weight_gradient.add_(sums.Total());
 }
 
 void ApplyRotation(const at::Tensor& rows, const Rotation& rotation, bool inverse) {
   const int64_t heads = rows.size(1);
-  const int64_t half = rows.size(2) / 2;
-  TORCH_CHECK(rotation.cosine.size(0) >= rotation.tokens && rotation.cosine.size(1) == half,
-              "rotation table too small");
+  const int64_t half = rotation.cosine.size(1);
+  TORCH_CHECK(rotation.cosine.size(0) >= rotation.tokens && 2 * half <= rows.size(2), "rotation by a table of ",
+              rotation.cosine.sizes(), " of ", rotation.tokens, " tokens of heads of ", rows.size(2));
   const auto cosine = RowsOf<float>(rotation.cosine);
   const auto sine = RowsOf<float>(rotation.sine);
   const int64_t* positions = nullptr;

@@ -20,9 +20,19 @@ void RmsNorm(const at::Tensor& x, const at::Tensor& weight, double epsilon, cons
 void RmsNormBackward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& inverse_rms,
                      const at::Tensor& out_gradient, const at::Tensor& x_gradient, const at::Tensor& weight_gradient);
 
-// Turns rows (N, H, D) in place: the pair (i, i + D/2) of a row at position p by the angle of (p, i). cosine, sine (T,
-// D/2) fp32; row n has position n mod T of its sequence, or positions[n] < T where given. `inverse` turns back, which
-// is the backward pass.
+// RmsNorm of each head: x, out (N, H, D), heads and rows of any stride; weight (D); inverse_rms (N, H) fp32, undefined
+// when not wanted.
+void HeadRmsNorm(const at::Tensor& x, const at::Tensor& weight, double epsilon, const at::Tensor& out,
+                 const at::Tensor& inverse_rms);
+
+// Turns the gradient of what HeadRmsNorm put out into that of its input, in place; weight_gradient (D) fp32 is added
+// to, when defined.
+void HeadRmsNormBackward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& inverse_rms,
+                         const at::Tensor& gradient, const at::Tensor& weight_gradient);
+
+// Turns rows (N, H, D) in place: of the first R <= D values of a head the pair (i, i + R/2) of a row at position p by
+// the angle of (p, i); the others stay. cosine, sine (T, R/2) fp32; row n has position n mod T of its sequence, or
+// positions[n] < T where given. `inverse` turns back, which is the backward pass.
 struct Rotation {
   at::Tensor cosine, sine;
   int64_t tokens = 0;      // T

@@ -1,0 +1,34 @@
+// The norms of a layer: RMSNorm (Llama and what came after it) and LayerNorm (GPT-NeoX), with their weights.
+//
+//   kRms     x / sqrt(mean(x²) + epsilon) ∘ w
+//   kLayer   (x - mean(x)) / sqrt(mean((x - mean(x))²) + epsilon) ∘ w + b
+//
+// Sums are fp32, and those of gradients over rows do not depend on the number of threads. Not thread-safe for one
+// NormWeight, whose gradients are added to. Legend: N rows, d features.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <string>
+
+#include "worker/trainer/model/model_family.h"
+
+namespace longspan::trainer {
+
+struct NormWeight {
+  std::string name;  // "model.layers.0.input_layernorm"
+  NormKind kind = NormKind::kRms;
+  at::Tensor value;          // (d)
+  at::Tensor gradient;       // (d) fp32; undefined when frozen
+  at::Tensor bias;           // (d); undefined where the kind has none
+  at::Tensor bias_gradient;  // (d) fp32; undefined when frozen
+};
+
+// norm(x), (N, d). `statistics` null: the backward pass is not wanted.
+at::Tensor Normalise(const NormWeight& norm, double epsilon, const at::Tensor& x, at::Tensor* statistics);
+
+// Adds what the norm's input gets from out_gradient to x_gradient (N, d), and the gradients of what trains.
+void NormaliseBackward(const NormWeight& norm, const at::Tensor& x, const at::Tensor& statistics,
+                       const at::Tensor& out_gradient, const at::Tensor& x_gradient);
+
+}  // namespace longspan::trainer
