@@ -87,6 +87,8 @@ void Fields(A& a, Evaluation& line) {
   a.Required("loss", line.loss);
   a.Optional("tokens", line.tokens);
   a.Optional("step", line.step);
+  a.Optional("score", line.score);
+  a.Optional("examples", line.examples);
 }
 template <class A>
 void Fields(A& a, Artifact& line) {

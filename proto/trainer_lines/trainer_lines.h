@@ -53,14 +53,16 @@ struct Checkpoint {  // rank 0, only after the manifest is durable
   int64_t size_bytes = 0;
   double seconds = 0;  // from the copy to the durable manifest
 };
-struct Evaluation {      // one row of the result table
+struct Evaluation {      // one row of the result table: a perplexity, or with examples > 0 the score of a task
   std::string model;     // "base" | "rescaled" | "extended" | "merged"
   int64_t length = 0;    // tokens
-  std::string protocol;  // "windows" | "paper"
+  std::string protocol;  // "windows" | "paper"; of a task its name, "passkey", "longbench/hotpotqa"
   double perplexity = 0;
   double loss = 0;     // nats per token
   int64_t tokens = 0;  // scored
   int64_t step = 0;    // of the extended model
+  double score = 0;    // of a task, 0 to 100; perplexity, loss and tokens are 0 then
+  int64_t examples = 0;
 };
 struct Artifact {    // something that was published in the job's folder
   std::string kind;  // "dataset" | "adapter" | "merged" | "run_card"

@@ -82,6 +82,18 @@ def test_a_prompt_longer_than_a_tile(shelf, tmp_path):
     assert [line["tokens"] for line in lines] == [expected(model, p, 12) for p in prompts]
 
 
+def test_dynamic_positions_grow_with_each_text(tmp_path):
+    folder = tiny_models.write_model(dataclasses.replace(TINY, seed=8), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    prompts = prompts_of([5, 60, 64, 90], TINY.vocab, seed=6)
+    spec = spec_of(folder, context_length=64)
+    lines = generate(spec, prompts, tmp_path / "out", "--model", "base", "--max-new-tokens", 16, "--ignore-end")
+    # transformers remembers the longest text of a model, so each text gets one of its own.
+    assert [line["tokens"] for line in lines] == [expected(plain(folder), p, 16) for p in prompts]
+
+
 def test_the_end_token_of_the_generation_config(shelf, tmp_path):
     source = shelf.folder(TINY)
     prompts = prompts_of([5, 9, 14, 33], TINY.vocab, seed=2)

@@ -93,6 +93,7 @@ void GenerateTexts(const GenerateOptions& options) {
   ModelOptions model_options;
   model_options.spec = ReadSpec(options.spec_path);
   model_options.dropout = false;
+  model_options.trains = false;
   const jobfile::JobSpec& spec = model_options.spec;
   const std::vector<Prompt> prompts = PromptReader(spec.model.path, options.max_new_tokens).Read(options.prompts_path);
   const std::unique_ptr<CausalLm> model = CausalLm::Load(model_options);

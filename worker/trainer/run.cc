@@ -16,8 +16,12 @@
 #include "worker/trainer/checkpoint/checkpoint.h"
 #include "worker/trainer/data/dataset.h"
 #include "worker/trainer/data/prepare.h"
+#include "worker/trainer/data/tokenizer.h"
+#include "worker/trainer/evaluate/evaluation_report.h"
 #include "worker/trainer/evaluate/perplexity.h"
+#include "worker/trainer/evaluate/run_tasks.h"
 #include "worker/trainer/export.h"
+#include "worker/trainer/generate/end_tokens.h"
 #include "worker/trainer/model/causal_lm.h"
 #include "worker/trainer/parallel/communicator.h"
 #include "worker/trainer/quantized/quantized_base.h"
@@ -58,6 +62,7 @@ class JobRun {
 
  private:
   ExitCode RunPhases();
+  bool trains() const { return options_.spec.kind == jobfile::JobKind::kExtend; }
   bool Wants(const std::string& phase) const { return options_.command == "run" || options_.command == phase; }
   bool speaks() const { return options_.rank == 0; }
 
@@ -72,7 +77,14 @@ class JobRun {
   bool TrainingIsDone() const { return resume_ && resume_->state.step >= options_.spec.training.steps; }
   void TrainPhase();
   void EvaluatePhase();
+  std::vector<std::string> UntrainedModels();
+  void Measure(const std::vector<std::string>& models, CausalLm& model);
+  void MeasureTasks(const std::vector<std::string>& models, CausalLm& model);
   std::vector<EvaluationRow> EvaluateRows(const std::vector<std::string>& models, CausalLm& model, bool* stopped);
+  void MeasurePerplexity(const std::vector<std::string>& models, CausalLm& model);
+  void TellRow(const EvaluationRow& row);
+  void TellTaskRow(const nlohmann::json& row);
+  void WriteEvaluation();
   bool SendFinishedEvaluation();
   void ExportPhase();
   bool ExportIsDone() const;
@@ -89,7 +101,7 @@ class JobRun {
     if (session_.stop_requested()) throw StopRequested{};
   }
 
-  const RunOptions& options_;
+  RunOptions options_;
   Session& session_;
   std::string job_;
   int64_t attempt_ = 1;
@@ -98,11 +110,21 @@ class JobRun {
   std::optional<Dataset> dataset_;
   std::optional<LoadedCheckpoint> resume_;  // what training goes on from, what evaluation and export are of
   bool model_is_trained_ = false;           // the model in memory holds the values of `resume_`
+  std::optional<Tokenizer> tokenizer_;      // for the tasks of an evaluation
+  GenerationTasks tasks_;
+  std::vector<EvaluationRow> perplexity_rows_;
+  std::vector<nlohmann::json> task_rows_;
+  int64_t units_before_ = 0;  // of progress, of the measurements that are through
   bool joined_ = false;
 };
 
 ExitCode JobRun::RunPhases() {
   at::set_num_threads(static_cast<int>(options_.threads));
+  if (!trains()) {
+    if (Wants("train") != Wants("export")) throw SpecError("a job of kind evaluate trains nothing and exports nothing");
+    jobfile::JobSpec& spec = options_.spec;
+    if (spec.context_length == 0) spec.context_length = ReadModelConfig(spec.model.path).max_position_embeddings;
+  }
   job_ = options_.job.empty() ? options_.spec.name : options_.job;
   fs::create_directories(options_.work);
   OpenRanks();
@@ -112,10 +134,10 @@ ExitCode JobRun::RunPhases() {
     return ExitCode::kDone;
   }
   ChooseCheckpoint();
-  if (Wants("train")) TrainPhase();
+  if (Wants("train") && trains()) TrainPhase();
   if (Wants("evaluate")) EvaluatePhase();
   LetOthersGo();
-  if (Wants("export") && speaks()) ExportPhase();
+  if (Wants("export") && speaks() && trains()) ExportPhase();
   session_.Send(lines::Done{});
   return ExitCode::kDone;
 }
@@ -179,6 +201,10 @@ void JobRun::PreparePhase() {
     return;
   }
   BeginPhase("prepare");
+  if (options_.spec.data.sources.empty()) {  // an evaluation without perplexity
+    ranks_->Publish("prepared", "yes");
+    return;
+  }
   PrepareCallbacks callbacks;
   auto last = std::chrono::steady_clock::time_point();
   callbacks.progress = [&](int64_t done, int64_t total) {
@@ -225,6 +251,11 @@ std::optional<LoadedCheckpoint> JobRun::FindNewestValid() {
 
 // Rank 0 decides, the others take its word: two ranks that look at a network file system may see different checkpoints.
 void JobRun::ChooseCheckpoint() {
+  if (!trains()) {  // the model folder itself is what is measured
+    resume_.emplace();
+    resume_->name = "none";
+    return;
+  }
   const auto existing = ListCheckpoints(options_.work / "checkpoints");
   attempt_ = options_.attempt;
   if (attempt_ == 0) {
@@ -259,6 +290,7 @@ void JobRun::LoadModel() {
   session_.Send(lines::Expect{"loading the model", 1800});
   ModelOptions options;
   options.spec = options_.spec;
+  options.trains = trains();
   options.quantized_cache = DefaultQuantizedRoot(options_.work);
   // Rank 0 makes the 4-bit base, the others find it in the cache.
   const bool shared = IsQuantized(options_.spec.method.kind) && options_.world_size > 1;
@@ -273,6 +305,7 @@ void JobRun::LoadModel() {
          " outgrows: training uses no window, so the extended model has none (sliding_window null); the base is "
          "evaluated with its own");
   }
+  if (!trains()) model_is_trained_ = true;
 }
 
 // ---- train ----
@@ -323,10 +356,9 @@ bool JobRun::SendFinishedEvaluation() {
   try {
     if (document.is_null() || document.at("checkpoint") != resume_->name) return false;
     for (const auto& item : document.at("rows")) {
-      const EvaluationRow row = EvaluationRowOf(item);
-      session_.Send(
-          lines::Evaluation{row.model, row.length, row.protocol, row.perplexity, row.loss, row.tokens, row.step});
+      TellRow(EvaluationRowOf(item));
     }
+    for (const auto& item : document.value("tasks", nlohmann::json::array())) TellTaskRow(item);
     return true;
   } catch (const nlohmann::json::exception&) {
     return false;
@@ -350,13 +382,15 @@ std::vector<EvaluationRow> JobRun::EvaluateRows(const std::vector<std::string>& 
     if (!speaks()) return;
     spdlog::info("{:>8} at {:>6} tokens: perplexity {:.4f} ({} tokens scored)", row.model, row.length, row.perplexity,
                  row.tokens);
-    session_.Send(
-        lines::Evaluation{row.model, row.length, row.protocol, row.perplexity, row.loss, row.tokens, row.step});
+    TellRow(row);
   };
-  hooks.progress = [this](int64_t done, int64_t total) {
-    if (speaks()) session_.Send(lines::Progress{"evaluate", done, total, {}});
+  int64_t units = 0;
+  hooks.progress = [this, &units](int64_t done, int64_t total) {
+    units = total;
+    if (speaks()) session_.Send(lines::Progress{"evaluate", units_before_ + done, units_before_ + total, {}});
   };
   EvaluationResult result = EvaluatePerplexity(model, *dataset_, *ranks_, plan, hooks);
+  units_before_ += units;
   *stopped = result.stopped;
   return std::move(result.rows);
 }
@@ -373,44 +407,161 @@ void JobRun::EvaluatePhase() {
   }
   if (done) return;
   BeginPhase("evaluate");
-  if (!dataset_) dataset_.emplace(Dataset::Open(options_.work));
+  if (!dataset_ && !options_.spec.data.sources.empty()) dataset_.emplace(Dataset::Open(options_.work));
   LoadModel();
   if (!model_is_trained_) LoadTrainedWeights(options_.work / "checkpoints" / resume_->name, options_.spec, *model_);
   model_is_trained_ = true;
   if (!joined_) ranks_->Join();
   joined_ = true;
 
-  // Random initial weights are no base to compare with; positions and windows that stay as they are need no row of
-  // their own.
-  std::vector<std::string> untrained;
-  const ModelConfig& config = model_->config();
-  const bool rescaled = !SamePositions(config.rope, config.original_rope) || config.window_outgrown;
-  if (options_.spec.model.init == jobfile::ModelInit::kWeights) untrained.push_back("base");
-  if (!untrained.empty() && rescaled) untrained.push_back("rescaled");
-
-  std::vector<EvaluationRow> rows;
-  bool stopped = false;
-  if (options_.spec.method.kind == jobfile::MethodKind::kFull && !untrained.empty()) {
+  if (AsksForGeneration(options_.spec.evaluation)) {
+    tokenizer_.emplace(Tokenizer::Load(options_.spec.model.path));
+    tasks_ = MakeGenerationTasks(options_.spec, *tokenizer_, [this](const std::string& message) {
+      if (speaks()) Warn(message);
+    });
+  }
+  std::vector<std::string> models = UntrainedModels();
+  if (trains() && options_.spec.method.kind == jobfile::MethodKind::kFull && !models.empty()) {
     // The trained model has lost the base's weights.
     ModelOptions options;
     options.spec = options_.spec;
-    rows = EvaluateRows(untrained, *CausalLm::Load(options), &stopped);
-    untrained.clear();
+    options.trains = false;
+    Measure(models, *CausalLm::Load(options));
+    models.clear();
   }
-  untrained.push_back("extended");
-  if (ExportsOriginalWeights(options_.spec)) untrained.push_back("merged");
-  if (!stopped) {
-    for (EvaluationRow& row : EvaluateRows(untrained, *model_, &stopped)) rows.push_back(std::move(row));
+  if (trains() || !options_.spec.method.adapter.empty()) models.push_back("extended");
+  if (ExportsOriginalWeights(options_.spec)) models.push_back("merged");
+  Measure(models, *model_);
+  if (speaks()) WriteEvaluation();
+}
+
+// Random initial weights are no base to compare with; positions that stay as they are need no row of their own.
+std::vector<std::string> JobRun::UntrainedModels() {
+  std::vector<std::string> models;
+  const ModelConfig& config = model_->config();
+  const bool rescaled = !SamePositions(config.rope, config.original_rope) || config.window_outgrown;
+  if (options_.spec.model.init == jobfile::ModelInit::kWeights) models.push_back("base");
+  if (!models.empty() && rescaled) models.push_back("rescaled");
+  return models;
+}
+
+void JobRun::Measure(const std::vector<std::string>& models, CausalLm& model) {
+  if (!options_.spec.data.sources.empty()) MeasurePerplexity(models, model);
+  if (!tasks_.empty()) MeasureTasks(models, model);
+}
+
+// Perplexities that an earlier attempt has measured are not measured again.
+void JobRun::MeasurePerplexity(const std::vector<std::string>& models, CausalLm& model) {
+  const std::string key = "perplexity-" + models.front();
+  const fs::path path = options_.work / "evaluation" / (key + ".json");
+  const nlohmann::json origin = {
+      {"checkpoint", resume_->name},
+      {"dataset", dataset_->key()},
+      {"heldout_tokens", dataset_->heldout_tokens()},
+      {"models", models},
+      {"lengths", EvaluationLengths(options_.spec, model.config().original_max_position_embeddings)},
+      {"protocol", options_.spec.evaluation.protocol == jobfile::EvaluationProtocol::kPaper ? "paper" : "windows"}};
+  nlohmann::json kept;
+  if (speaks()) {
+    kept = ReadJsonOrNull(path);
+    if (!kept.is_object() || kept.value("origin", nlohmann::json()) != origin) kept = nullptr;
+    ranks_->Publish(key, kept.is_null() ? "run" : "kept");
+  } else if (ranks_->Get(key, [this] { ThrowIfStopped(); }) == "kept") {
+    return;
+  }
+  if (!kept.is_null()) {
+    for (const auto& row : kept.at("rows")) {
+      perplexity_rows_.push_back(EvaluationRowOf(row));
+      TellRow(perplexity_rows_.back());
+    }
+    return;
+  }
+  bool stopped = false;
+  nlohmann::json rows = nlohmann::json::array();
+  for (EvaluationRow& row : EvaluateRows(models, model, &stopped)) {
+    rows.push_back(ToDocument(row));
+    perplexity_rows_.push_back(std::move(row));
   }
   if (stopped) throw StopRequested{};
   if (!speaks()) return;
+  fs::create_directories(path.parent_path());
+  storage::WriteFileAtomically(path, nlohmann::json{{"origin", origin}, {"rows", rows}}.dump(2) + "\n");
+}
+
+void JobRun::TellRow(const EvaluationRow& row) {
+  session_.Send(lines::Evaluation{row.model, row.length, row.protocol, row.perplexity, row.loss, row.tokens, row.step});
+}
+
+void JobRun::MeasureTasks(const std::vector<std::string>& models, CausalLm& model) {
+  std::vector<TaskModel> under_test;
+  for (const std::string& name : models) {
+    if (name == "merged") continue;  // reads the folder's weights again for every pass: one a token
+    TaskModel& one = under_test.emplace_back();
+    one.name = name;
+    one.model = &model;
+    one.options.adapted = name == "extended";
+    one.options.rope = name == "base" ? RopeScaling::kOriginal : RopeScaling::kExtended;
+    one.tokenizer = &*tokenizer_;
+    one.decode = [this](const std::vector<int64_t>& tokens) {
+      return tokenizer_->Decode(std::span<const int64_t>(tokens), /*skip_special=*/true);
+    };
+    one.end_ids = EndTokensOf(options_.spec.model.path, model.config());
+    one.generation = options_.spec.evaluation.generation;
+    one.seed = static_cast<uint64_t>(options_.spec.training.seed);
+    one.context_length = options_.spec.context_length;
+  }
+  TaskRunOptions run;
+  run.work = options_.work;
+  run.checkpoint = resume_->name;
+  run.step = resume_->state.step;
+  run.model_path = options_.spec.model.path;
+  run.adapter_path = options_.spec.method.adapter;
+  TaskRunHooks hooks;
+  hooks.stop_requested = [this] { return session_.stop_requested(); };
+  hooks.keep_waiting = [this] { ThrowIfStopped(); };
+  hooks.row = [this](const nlohmann::json& row) { TellTaskRow(row); };
+  int64_t units = 0;
+  hooks.progress = [this, &units](int64_t done, int64_t all) {
+    units = all;
+    if (!speaks()) return;
+    session_.Send(lines::Progress{"evaluate", units_before_ + done, units_before_ + all, {}});
+    session_.Send(lines::Expect{"reading a long prompt", 3600});  // until the next text is whole
+  };
+  TaskRunResult result = RunGenerationTasks(tasks_, under_test, *ranks_, run, hooks);
+  if (result.stopped) throw StopRequested{};
+  units_before_ += units;
+  for (nlohmann::json& row : result.rows) task_rows_.push_back(std::move(row));
+}
+
+void JobRun::TellTaskRow(const nlohmann::json& row) {
+  if (!row.contains("score")) return;  // conversations: their judge is elsewhere
+  lines::Evaluation line;
+  row.at("model").get_to(line.model);
+  row.at("task").get_to(line.protocol);
+  row.at("length").get_to(line.length);
+  row.at("step").get_to(line.step);
+  row.at("score").get_to(line.score);
+  row.at("examples").get_to(line.examples);
+  spdlog::info("{:>8} at {:>6} tokens: {} {:.2f} ({} examples)", line.model, line.length, line.protocol, line.score,
+               line.examples);
+}
+
+// evaluation.json last: with it the evaluation counts as done.
+void JobRun::WriteEvaluation() {
   nlohmann::json document = {
       {"job", job_}, {"checkpoint", resume_->name}, {"step", resume_->state.step}, {"attention", "full"}};
   document["protocol"] = options_.spec.evaluation.protocol == jobfile::EvaluationProtocol::kPaper ? "paper" : "windows";
   if (IsQuantized(options_.spec.method.kind)) document["base_weights"] = "nf4";
+  document["model_path"] = options_.spec.model.path;
   document["rows"] = nlohmann::json::array();
-  for (const EvaluationRow& row : rows) document["rows"].push_back(ToDocument(row));
+  for (const EvaluationRow& row : perplexity_rows_) document["rows"].push_back(ToDocument(row));
+  document["tasks"] = task_rows_;
+  for (const auto& [name, picture] : PasskeyPictures(document)) {
+    storage::WriteFileAtomically(options_.work / name, picture);
+  }
+  storage::WriteFileAtomically(options_.work / "evaluation.md", EvaluationMarkdown(document));
   storage::WriteFileAtomically(options_.work / "evaluation.json", document.dump(2) + "\n");
+  session_.Send(lines::Artifact{"evaluation", "evaluation.md"});
 }
 
 // ---- export ----

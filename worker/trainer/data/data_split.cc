@@ -67,6 +67,7 @@ std::vector<TokenRange> ChooseHeldOut(const uint64_t* offsets, int64_t documents
                                       int64_t minimum_tokens, int64_t context_length) {
   const auto total = static_cast<int64_t>(offsets[documents]);
   if (fraction <= 0) return {};
+  if (fraction >= 1) return total > 0 ? std::vector<TokenRange>{{0, total}} : std::vector<TokenRange>{};
   int64_t wanted = std::min(WantedTokens(total, fraction, minimum_tokens), total - context_length);
   std::vector<TokenRange> ranges;
   for (const int64_t document : HoldOutOrder(documents)) {

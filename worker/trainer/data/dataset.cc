@@ -195,7 +195,8 @@ Dataset Dataset::Open(const fs::path& work) {
   } catch (const nlohmann::json::exception& error) {
     throw UserError(fmt::format("cannot read {}: {}", path.string(), error.what()));
   }
-  if (impl->split.rows == 0) {
+  const bool all_is_measured = impl->split.training_tokens == 0 && impl->split.heldout_tokens > 0;
+  if (impl->split.rows == 0 && !all_is_measured) {
     throw UserError(fmt::format("cannot train on {}: {} tokens are fewer than one context of {}", path.string(),
                                 impl->split.training_tokens, impl->options.context_length));
   }

@@ -407,6 +407,12 @@ PrepareOptions PrepareOptionsOf(const jobfile::JobSpec& spec, const fs::path& wo
   options.holdout_fraction = spec.data.holdout_fraction;
   options.context_length = spec.context_length;
   options.longest_evaluation_length = spec.context_length;
+  if (spec.kind ==
+      jobfile::JobKind::kEvaluate) {  // trains nothing: all of the text is measured, in any length there is
+    options.holdout_fraction = 1;
+    for (const int64_t length : spec.evaluation.lengths)
+      options.context_length = std::min(options.context_length, length);
+  }
   for (const int64_t length : spec.evaluation.lengths) {
     options.longest_evaluation_length = std::max(options.longest_evaluation_length, length);
   }

@@ -54,6 +54,7 @@ struct ModelOptions {
   // attention, method, rope, training.{dtype, seed}.
   jobfile::JobSpec spec;
   bool dropout = true;          // off in the probe
+  bool trains = true;           // false: nothing is trained, so no gradient has memory and trainables() is empty
   MemoryPolicy memory;          // what layers keep, and the sizes of tiles; changes nothing beyond rounding
   std::string quantized_cache;  // folder where qlora and qlonglora keep the 4-bit base; empty: it is made in memory
 };

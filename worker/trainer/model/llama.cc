@@ -63,7 +63,7 @@ class LlamaCausalLm : public CausalLm {
       weight_options.quantized = &quantized;
     }
     weights_ = LoadModelWeights(config_, *base_, plan_, weight_options);
-    trainables_ = AttachGradients(config_, plan_, &weights_);
+    if (options.trains) trainables_ = AttachGradients(config_, plan_, &weights_);
   }
 
   const ModelConfig& config() const override { return config_; }

@@ -8,6 +8,8 @@
 namespace longspan::trainer {
 namespace {
 
+constexpr int64_t kTableStep = 2048;  // positions
+
 // 2i / D for every pair i.
 at::Tensor Exponents(int64_t dims) {
   return at::arange(0, dims, 2, at::kLong).to(at::kFloat).div_(static_cast<double>(dims));
@@ -103,12 +105,14 @@ Rotation RotaryPositions::For(int64_t tokens) {
       rope_.kind == RopeScalingKind::kDynamic ? std::max(tokens, rope_.original_length) : scaled_for_;
   if (!cosine_.defined() || cosine_.size(0) < tokens || scaled_for != scaled_for_) {
     const RotaryFrequencies frequencies = ComputeRotaryFrequencies(rope_, rotary_dims_, tokens);
-    const at::Tensor angles = at::arange(tokens, at::kFloat).unsqueeze(1).mul(frequencies.inverse.unsqueeze(0));
+    // More than was asked for: a text that is generated grows by one token at a time.
+    const int64_t rows = (tokens + kTableStep - 1) / kTableStep * kTableStep;
+    const at::Tensor angles = at::arange(rows, at::kFloat).unsqueeze(1).mul(frequencies.inverse.unsqueeze(0));
     cosine_ = at::cos(angles).mul_(frequencies.attention_factor);
     sine_ = at::sin(angles).mul_(frequencies.attention_factor);
     scaled_for_ = scaled_for;
   }
-  return {cosine_, sine_, tokens};
+  return {cosine_.narrow(0, 0, tokens), sine_.narrow(0, 0, tokens), tokens};
 }
 
 Rotation RotaryPositions::Within(const PackedDocuments& documents) {
