@@ -43,6 +43,7 @@ void AddCommands(CLI::App& app, Context& context) {
   AddPauseAndResume(app, context);
   AddCheckpoints(app, context);
   AddExport(app, context);
+  AddEvaluate(app, context);
   AddDownload(app, context);
   AddWorkers(app, context);
   AddDrainAndUndrain(app, context);

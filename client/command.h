@@ -62,6 +62,7 @@ void AddCancel(CLI::App& app, Context& context);
 void AddPauseAndResume(CLI::App& app, Context& context);
 void AddCheckpoints(CLI::App& app, Context& context);
 void AddExport(CLI::App& app, Context& context);
+void AddEvaluate(CLI::App& app, Context& context);
 void AddDownload(CLI::App& app, Context& context);
 void AddWorkers(CLI::App& app, Context& context);
 void AddDrainAndUndrain(CLI::App& app, Context& context);

@@ -22,10 +22,11 @@ std::string PerplexityText(double perplexity) {
   return perplexity < 1e5 ? fmt::format("{:.2f}", perplexity) : fmt::format("{:.2e}", perplexity);
 }
 
-// The newest row of each model, length and protocol.
-std::map<std::tuple<std::string, int64_t, std::string>, v1::EvaluationRow> NewestRows(const v1::Job& job) {
+// The newest row of each model, length and protocol: of perplexities, or of tasks.
+std::map<std::tuple<std::string, int64_t, std::string>, v1::EvaluationRow> NewestRows(const v1::Job& job, bool tasks) {
   std::map<std::tuple<std::string, int64_t, std::string>, v1::EvaluationRow> rows;
   for (const v1::EvaluationRow& row : job.evaluations()) {
+    if ((row.examples() > 0) != tasks) continue;
     auto& kept = rows[{row.protocol(), row.length(), row.model()}];
     if (kept.model().empty() || row.step() >= kept.step()) kept = row;
   }
@@ -50,11 +51,12 @@ std::string ArtifactName(const std::string& kind) {
   if (kind == "merged") return "Merged model";
   if (kind == "run_card") return "Run card";
   if (kind == "dataset") return "Dataset";
+  if (kind == "evaluation") return "Evaluation";
   return kind;
 }
 
 void PrintPerplexity(std::ostream& out, const v1::Job& job) {
-  const auto rows = NewestRows(job);
+  const auto rows = NewestRows(job, /*tasks=*/false);
   std::set<std::pair<std::string, int64_t>> lengths;
   std::set<std::string> protocols;
   for (const auto& [key, row] : rows) {
@@ -83,6 +85,24 @@ void PrintPerplexity(std::ostream& out, const v1::Job& job) {
   table.Print(out, 0);
 }
 
+void PrintScores(std::ostream& out, const v1::Job& job) {
+  const auto rows = NewestRows(job, /*tasks=*/true);
+  if (rows.empty()) return;
+  std::set<std::pair<std::string, int64_t>> lines;
+  for (const auto& [key, row] : rows) lines.emplace(row.protocol(), row.length());
+  out << "\nScores (0 to 100; higher is better)\n\n";
+  Table table({"task", ">tokens", ">base", ">rescaled", ">extended"});
+  for (const auto& [task, length] : lines) {
+    std::vector<std::string> cells = {WithoutControls(task), CountText(length)};
+    for (const char* model : kModels) {
+      const auto found = rows.find({task, length, model});
+      cells.push_back(found == rows.end() ? "-" : fmt::format("{:.2f}", found->second.score()));
+    }
+    table.Add(cells);
+  }
+  table.Print(out, 0);
+}
+
 void PrintResult(std::ostream& out, const v1::Job& job, const std::vector<CurvePoint>& losses,
                  const CurveShape& shape) {
   const std::string took = job.has_start_time() && job.has_end_time()
@@ -98,6 +118,7 @@ void PrintResult(std::ostream& out, const v1::Job& job, const std::vector<CurveP
   if (const std::string curve = DrawCurve("Loss (nats per token)", "step", losses, shape); !curve.empty())
     out << curve << "\n";
   PrintPerplexity(out, job);
+  PrintScores(out, job);
   out << "\n";
   PrintArtifacts(out, job);
 }

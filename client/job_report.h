@@ -13,6 +13,8 @@ namespace longspan::client {
 
 // The table of perplexity by length for the base, the rescaled and the extended model; nothing when there is none.
 void PrintPerplexity(std::ostream& out, const v1::Job& job);
+// The scores of tasks (passkey, LongBench) likewise.
+void PrintScores(std::ostream& out, const v1::Job& job);
 
 // Perplexity, paths of adapter and merged model, loss curve: the end of a job that succeeded. Of any other: how it
 // ended.

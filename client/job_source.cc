@@ -74,6 +74,11 @@ void MakePathsAbsolute(json& document, const fs::path& folder) {
   };
   if (json* model = section("model"); model != nullptr && model->contains("path")) make((*model)["path"]);
   if (json* method = section("method"); method != nullptr && method->contains("adapter")) make((*method)["adapter"]);
+  for (const char* task : {"longbench", "conversations"}) {
+    json* evaluation = section("evaluation");
+    if (evaluation == nullptr || !evaluation->contains(task) || !(*evaluation)[task].is_object()) continue;
+    if (json& own = (*evaluation)[task]; own.contains("path")) make(own["path"]);
+  }
   if (json* data = section("data"); data != nullptr && data->contains("sources") && (*data)["sources"].is_array()) {
     for (json& source : (*data)["sources"]) make(source);
   }
@@ -101,16 +106,11 @@ void SetKey(const std::string& change, json& document) {
   (*place)[key.substr(begin)] = std::move(value.document);
 }
 
-}  // namespace
-
-jobfile::JobSpec ReadJobFile(const std::string& path, const std::vector<std::string>& changes,
-                             const Environment& environment) {
-  const std::string text = ReadText(path, environment);
-  YamlDocument source = IsJson(path, text) ? ParseJson(text) : ParseYaml(text);
+// Lays the changes over the document and reads it; throws CommandError with every mistake.
+jobfile::JobSpec SpecOf(const std::string& name, YamlDocument source, const std::vector<std::string>& changes) {
   std::vector<jobfile::Mistake> mistakes = std::move(source.mistakes);
   jobfile::Parsed parsed;
   if (mistakes.empty()) {
-    MakePathsAbsolute(source.document, path == "-" ? fs::current_path() : fs::path(path).parent_path());
     if (!changes.empty() && source.document.is_null()) source.document = json::object();
     if (source.document.is_object()) {
       for (const std::string& change : changes) SetKey(change, source.document);
@@ -124,9 +124,25 @@ jobfile::JobSpec ReadJobFile(const std::string& path, const std::vector<std::str
     mistakes = std::move(parsed.mistakes);
   }
   if (mistakes.empty() && parsed.spec) return *std::move(parsed.spec);
-  std::string message = fmt::format("{} has {} mistake{}:", path, mistakes.size(), mistakes.size() == 1 ? "" : "s");
+  std::string message = fmt::format("{} has {} mistake{}:", name, mistakes.size(), mistakes.size() == 1 ? "" : "s");
   for (const jobfile::Mistake& mistake : mistakes) message += "\n  " + jobfile::ToString(mistake);
   throw CommandError(kExitUsage, message);
+}
+
+}  // namespace
+
+jobfile::JobSpec ReadJobFile(const std::string& path, const std::vector<std::string>& changes,
+                             const Environment& environment) {
+  const std::string text = ReadText(path, environment);
+  YamlDocument source = IsJson(path, text) ? ParseJson(text) : ParseYaml(text);
+  MakePathsAbsolute(source.document, path == "-" ? fs::current_path() : fs::path(path).parent_path());
+  return SpecOf(path, std::move(source), changes);
+}
+
+jobfile::JobSpec SpecOfDocument(const std::string& name, json document, const std::vector<std::string>& changes) {
+  YamlDocument source;
+  source.document = std::move(document);
+  return SpecOf(name, std::move(source), changes);
 }
 
 }  // namespace longspan::client

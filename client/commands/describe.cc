@@ -78,6 +78,7 @@ int Describe(const Context& context, const DescribeOptions& options) {
   for (const v1::Artifact& artifact : job.artifacts()) PrintFact(out, ArtifactName(artifact.kind()), artifact.path());
   if (!job.evaluations().empty()) out << "\n";
   PrintPerplexity(out, job);
+  PrintScores(out, job);
   PrintAttempts(out, job, context.environment.out_is_terminal ? context.environment.width : 0);
   return kExitSucceeded;
 }

@@ -19,7 +19,9 @@ constexpr auto kStreamDeadline = std::chrono::hours(24);
 constexpr auto kRetryPause = std::chrono::milliseconds(500);
 constexpr int kAttemptsWithoutABiteMax = 5;
 // What is fetched when nothing is named: the results.
-constexpr const char* kResults[] = {"adapter", "merged", "run_card.json", "run_card.md", "evaluation.json"};
+constexpr const char* kResults[] = {
+    "adapter",       "merged",     "run_card.json",    "run_card.md",          "evaluation.json",
+    "evaluation.md", "evaluation", "passkey-base.svg", "passkey-rescaled.svg", "passkey-extended.svg"};
 
 struct DownloadOptions {
   std::string job;

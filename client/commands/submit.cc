@@ -7,6 +7,7 @@
 #include "client/job_report.h"
 #include "client/job_source.h"
 #include "client/message_json.h"
+#include "client/submit_spec.h"
 #include "client/watch_job.h"
 #include "proto/jobfile/job_file.h"
 #include "proto/support/job_spec_messages.h"
@@ -14,13 +15,9 @@
 namespace longspan::client {
 namespace {
 
-struct SubmitOptions {
+struct SubmitOptions : SubmitSpecOptions {
   std::string file;
   std::vector<std::string> changes;
-  std::string request_id;
-  std::string timeout;
-  bool wait = false;
-  bool validate_only = false;
 };
 
 // A name for this submission, so that the retry of a lost call cannot make a second job.
@@ -30,9 +27,17 @@ std::string NewRequestId() {
 }
 
 int Submit(const Context& context, const SubmitOptions& options) {
+  SubmitSpecOptions submit = options;
+  submit.what = options.file;
+  return SubmitSpec(context, ReadJobFile(options.file, options.changes, context.environment), submit);
+}
+
+}  // namespace
+
+int SubmitSpec(const Context& context, const jobfile::JobSpec& spec, const SubmitSpecOptions& options) {
   const auto timeout = ParseTimeout(options.timeout);
   v1::SubmitJobRequest request;
-  *request.mutable_spec() = jobfile::ToMessage(ReadJobFile(options.file, options.changes, context.environment));
+  *request.mutable_spec() = jobfile::ToMessage(spec);
   request.set_validate_only(options.validate_only);
   request.set_request_id(options.request_id.empty() ? NewRequestId() : options.request_id);
   const Connection connection = context.Connect();
@@ -42,7 +47,7 @@ int Submit(const Context& context, const SubmitOptions& options) {
     if (context.format != OutputFormat::kTable) {
       PrintEnvelope(context.out(), context.format, "Job", ToJson(job));
     } else {
-      context.out() << options.file << " is valid\n";
+      context.out() << options.what << " is valid\n";
     }
     return kExitSucceeded;
   }
@@ -56,8 +61,6 @@ int Submit(const Context& context, const SubmitOptions& options) {
   if (for_people) context.out() << fmt::format("follow it with: longspan watch {}\n", job.job_id());
   return kExitSucceeded;
 }
-
-}  // namespace
 
 void AddSubmit(CLI::App& app, Context& context) {
   auto options = std::make_shared<SubmitOptions>();

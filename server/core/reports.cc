@@ -328,8 +328,10 @@ void Core::State::RecordEvaluation(JobEntry& entry, Attempt& attempt, const Eval
            known.protocol == evaluation.protocol && known.step == evaluation.step;
   });
   if (same != entry.evaluations.end()) {
-    if (same->perplexity == evaluation.perplexity && same->loss == evaluation.loss && same->tokens == evaluation.tokens)
+    if (same->perplexity == evaluation.perplexity && same->loss == evaluation.loss &&
+        same->tokens == evaluation.tokens && same->score == evaluation.score && same->examples == evaluation.examples) {
       return;
+    }
     *same = evaluation;
   } else {
     entry.evaluations.push_back(evaluation);

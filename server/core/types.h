@@ -128,6 +128,8 @@ struct Evaluation {
   double loss = 0;
   int64_t tokens = 0;
   int64_t step = 0;
+  double score = 0;      // of a task, 0 to 100
+  int64_t examples = 0;  // of a task; 0: the row is a perplexity
 };
 
 struct Artifact {

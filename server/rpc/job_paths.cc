@@ -56,6 +56,13 @@ std::vector<FieldViolation> CheckJobPaths(const jobfile::JobSpec& spec,
     Check(fmt::format("data.sources[{}]", i), spec.data.sources[i], roots, &violations);
   }
   if (!spec.method.adapter.empty()) Check("method.adapter", spec.method.adapter, roots, &violations);
+  const jobfile::EvaluationSection& evaluation = spec.evaluation;
+  if (!evaluation.longbench.path.empty()) {
+    Check("evaluation.longbench.path", evaluation.longbench.path, roots, &violations);
+  }
+  if (!evaluation.conversations.path.empty()) {
+    Check("evaluation.conversations.path", evaluation.conversations.path, roots, &violations);
+  }
   return violations;
 }
 

@@ -76,8 +76,8 @@ core::Checkpoint FromMessage(const v1::CheckpointRecord& message) {
 }
 
 core::Evaluation FromMessage(const v1::EvaluationRow& message) {
-  return {message.model(), message.length(), message.protocol(), message.perplexity(),
-          message.loss(),  message.tokens(), message.step()};
+  return {message.model(),  message.length(), message.protocol(), message.perplexity(), message.loss(),
+          message.tokens(), message.step(),   message.score(),    message.examples()};
 }
 
 core::RankExit FromMessage(const v1::RankExit& message) {
@@ -154,6 +154,8 @@ v1::EvaluationRow ToMessage(const core::Evaluation& evaluation) {
   message.set_loss(evaluation.loss);
   message.set_tokens(evaluation.tokens);
   message.set_step(evaluation.step);
+  message.set_score(evaluation.score);
+  message.set_examples(evaluation.examples);
   return message;
 }
 

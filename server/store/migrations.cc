@@ -155,10 +155,14 @@ CREATE TABLE artifacts (
 );
 )sql";
 
+constexpr char kTaskScores[] =
+    "ALTER TABLE evaluations ADD COLUMN score REAL NOT NULL DEFAULT 0;"
+    "ALTER TABLE evaluations ADD COLUMN examples INTEGER NOT NULL DEFAULT 0";
+
 }  // namespace
 
 const std::vector<Migration>& Migrations() {
-  static const std::vector<Migration> migrations = {{1, kFirst}};
+  static const std::vector<Migration> migrations = {{1, kFirst}, {2, kTaskScores}};
   return migrations;
 }
 

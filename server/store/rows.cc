@@ -1,6 +1,7 @@
 #include "server/store/rows.h"
 
 #include <fmt/format.h>
+#include <cmath>
 
 #include <unordered_map>
 
@@ -213,22 +214,24 @@ absl::Status LoadJobParts(Database& database, core::StoredState::JobRows& rows) 
         checkpoint.time = row.Time();
         return absl::OkStatus();
       }));
-  status.Update(ForEachRow(
-      database
-          .Prepared("SELECT model, length, protocol, step, perplexity, loss, tokens FROM evaluations WHERE job_id = ? "
-                    "ORDER BY ordinal")
-          .Bind(job_id),
-      [&](Statement& row) {
-        core::Evaluation& evaluation = rows.evaluations.emplace_back();
-        evaluation.model = row.Text();
-        evaluation.length = row.Integer();
-        evaluation.protocol = row.Text();
-        evaluation.step = row.Integer();
-        evaluation.perplexity = row.Real();
-        evaluation.loss = row.Real();
-        evaluation.tokens = row.Integer();
-        return absl::OkStatus();
-      }));
+  status.Update(ForEachRow(database
+                               .Prepared("SELECT model, length, protocol, step, perplexity, loss, tokens, score, "
+                                         "examples FROM evaluations WHERE job_id = ? "
+                                         "ORDER BY ordinal")
+                               .Bind(job_id),
+                           [&](Statement& row) {
+                             core::Evaluation& evaluation = rows.evaluations.emplace_back();
+                             evaluation.model = row.Text();
+                             evaluation.length = row.Integer();
+                             evaluation.protocol = row.Text();
+                             evaluation.step = row.Integer();
+                             evaluation.perplexity = row.Real();
+                             evaluation.loss = row.Real();
+                             evaluation.tokens = row.Integer();
+                             evaluation.score = row.Real();
+                             evaluation.examples = row.Integer();
+                             return absl::OkStatus();
+                           }));
   status.Update(
       ForEachRow(database.Prepared("SELECT kind, path FROM artifacts WHERE job_id = ? ORDER BY ordinal").Bind(job_id),
                  [&](Statement& row) {
@@ -348,11 +351,13 @@ absl::Status WriteCheckpoint(Database& database, const JobId& job_id, const core
 absl::Status WriteEvaluation(Database& database, const JobId& job_id, const core::Evaluation& evaluation) {
   return database
       .Prepared(
-          "INSERT INTO evaluations (job_id, model, length, protocol, step, perplexity, loss, tokens) "
-          "VALUES (?,?,?,?,?,?,?,?) ON CONFLICT (job_id, model, length, protocol, step) DO UPDATE SET "
-          "perplexity = excluded.perplexity, loss = excluded.loss, tokens = excluded.tokens")
+          "INSERT INTO evaluations (job_id, model, length, protocol, step, perplexity, loss, tokens, score, examples) "
+          "VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT (job_id, model, length, protocol, step) DO UPDATE SET "
+          "perplexity = excluded.perplexity, loss = excluded.loss, tokens = excluded.tokens, score = excluded.score, "
+          "examples = excluded.examples")
       .BindAll(job_id.value(), evaluation.model, evaluation.length, evaluation.protocol, evaluation.step,
-               evaluation.perplexity, evaluation.loss, evaluation.tokens)
+               evaluation.perplexity, evaluation.loss, evaluation.tokens,
+               std::isfinite(evaluation.score) ? evaluation.score : 0.0, evaluation.examples)
       .Run();
 }
 

@@ -113,6 +113,35 @@ class CommandsTest : public ::testing::Test {
   TestClient client_;
 };
 
+TEST_F(CommandsTest, EvaluateSendsAJobOfItsKindAndShowsItsScores) {
+  v1::Job job = Succeeded();
+  v1::EvaluationRow& row = *job.add_evaluations();
+  row.set_model("extended");
+  row.set_length(4096);
+  row.set_protocol("passkey");
+  row.set_score(97.5);
+  row.set_examples(100);
+  server_.service.watch_scripts = {Script(JobIn(v1::JOB_STATE_QUEUED), {}, job)};
+  const Result result =
+      client_.Run({"evaluate", "/models/Tiny Base/", "--data", "/text", "--passkey", "4096,8192", "--lengths", "512",
+                   "--longbench", "/longbench", "--set", "evaluation.passkey.trials=5"});
+  ASSERT_EQ(result.exit_code, kExitSucceeded) << result.err;
+  const v1::JobSpec& sent = server_.service.submitted.at(0).spec();
+  EXPECT_EQ(sent.kind(), v1::JobSpec::KIND_EVALUATE);
+  EXPECT_EQ(sent.name(), "evaluate-tiny-base");
+  EXPECT_EQ(sent.evaluation().passkey().lengths(1), 8192);
+  EXPECT_EQ(sent.evaluation().passkey().trials(), 5);
+  EXPECT_EQ(sent.evaluation().longbench().path(), "/longbench");
+  EXPECT_EQ(sent.data().sources(0), "/text");
+  EXPECT_THAT(result.out, HasSubstr("Perplexity by length"));
+  EXPECT_THAT(result.out, HasSubstr("Scores (0 to 100; higher is better)"));
+  EXPECT_THAT(result.out, HasSubstr("97.50"));
+
+  const Result nothing = client_.Run({"evaluate", "/models/tiny"});
+  EXPECT_EQ(nothing.exit_code, kExitUsage);
+  EXPECT_THAT(nothing.err, HasSubstr("has nothing to measure"));
+}
+
 TEST_F(CommandsTest, SubmitSendsTheJobFileWithAbsolutePathsAndARequestId) {
   const Result result =
       client_.Run({"submit", JobFile(), "--set", "training.steps=7", "--set", "labels.fake.steps=5", "-o", "json"});

@@ -455,6 +455,8 @@ void Supervisor::TakeLine(const RankKey& key, Rank& rank, const lines::FromTrain
             row->set_loss(evaluation.loss);
             row->set_tokens(evaluation.tokens);
             row->set_step(evaluation.step);
+            row->set_score(evaluation.score);
+            row->set_examples(evaluation.examples);
             ReportBy(now);
           },
           [&](const lines::Artifact& artifact) {

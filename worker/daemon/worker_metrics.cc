@@ -208,7 +208,7 @@ void WorkerMetrics::OnLine(const RankKey& key, bool fresh, const lines::FromTrai
     job.Set(families_->checkpoint_seconds, checkpoint->seconds);
     job.Set(families_->checkpoint_bytes, static_cast<double>(checkpoint->size_bytes));
     job.Set(families_->checkpoint_time, absl::ToDoubleSeconds(wall - absl::UnixEpoch()));
-  } else if (const auto* row = std::get_if<lines::Evaluation>(&line)) {
+  } else if (const auto* row = std::get_if<lines::Evaluation>(&line); row != nullptr && row->examples == 0) {
     job.Set(families_->perplexity, row->perplexity, {{"length", std::to_string(row->length)}, {"model", row->model}});
   }
 }

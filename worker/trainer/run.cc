@@ -544,6 +544,7 @@ void JobRun::TellTaskRow(const nlohmann::json& row) {
   row.at("examples").get_to(line.examples);
   spdlog::info("{:>8} at {:>6} tokens: {} {:.2f} ({} examples)", line.model, line.length, line.protocol, line.score,
                line.examples);
+  session_.Send(line);
 }
 
 // evaluation.json last: with it the evaluation counts as done.

@@ -297,7 +297,8 @@ TEST_P(TranscriptTest, ComesOutAsWritten) {
 
 INSTANTIATE_TEST_SUITE_P(Core, TranscriptTest,
                          ::testing::Values("a_job_from_submit_to_success", "a_rank_fails", "cancel_and_pause",
-                                           "lease_and_fencing", "server_restart", "waiting_and_placement", "deadlines"),
+                                           "lease_and_fencing", "server_restart", "waiting_and_placement", "deadlines",
+                                           "an_evaluation_has_no_steps"),
                          [](const auto& info) { return info.param; });
 
 }  // namespace
