@@ -460,6 +460,7 @@ void JobRun::MeasurePerplexity(const std::vector<std::string>& models, CausalLm&
       {"heldout_tokens", dataset_->heldout_tokens()},
       {"models", models},
       {"lengths", EvaluationLengths(options_.spec, model.config().original_max_position_embeddings)},
+      {"max_tokens", options_.spec.evaluation.max_tokens},
       {"protocol", options_.spec.evaluation.protocol == jobfile::EvaluationProtocol::kPaper ? "paper" : "windows"}};
   nlohmann::json kept;
   if (speaks()) {
