@@ -296,9 +296,6 @@ std::vector<Mistake> Validate(const JobSpec& spec, Purpose purpose) {
   return mistakes;
 }
 
-// Everything that is defined at present can run.
-std::vector<Mistake> NotYetSupported(const JobSpec&) { return {}; }
-
 json ToDocument(const JobSpec& spec) {
   json document = json::object();
   for (const Field& field : FieldTable()) {

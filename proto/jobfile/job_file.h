@@ -48,10 +48,6 @@ std::vector<Mistake> ReadDocument(const nlohmann::json& document, const LineOf& 
 // Every rule that needs more than one field or a range; ParseText and ParseDocument have applied it already.
 std::vector<Mistake> Validate(const JobSpec& spec, Purpose purpose = Purpose::kTrain);
 
-// Keys whose values are part of the definition but that no trainer can do yet: the server refuses them at submit, the
-// trainer at start, both with these words. Empty for a spec that can run.
-std::vector<Mistake> NotYetSupported(const JobSpec& spec);
-
 // The canonical document: every key whose value is known, defaults written out, absent optionals left out. Parsing it
 // gives an equal spec. Equal specs give equal text through dump().
 nlohmann::json ToDocument(const JobSpec& spec);

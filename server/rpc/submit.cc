@@ -81,7 +81,6 @@ CheckedSubmit CheckSubmit(const v1::SubmitJobRequest& request, const std::vector
     Add(converted.mistakes, &violations);
     spec = std::move(converted.spec);
     Add(jobfile::Validate(spec), &violations);
-    Add(jobfile::NotYetSupported(spec), &violations);
     for (FieldViolation& violation : CheckJobPaths(spec, roots)) {
       violation.field = "spec." + violation.field;
       violations.push_back(std::move(violation));

@@ -197,14 +197,6 @@ TEST(JobFile, MethodFullHasNoAdapterToStartFrom) {
               ElementsAre("method.adapter: cannot start method full, which has no adapter; choose longlora or lora"));
 }
 
-TEST(JobFile, WhatIsDefinedCanRun) {
-  for (const char* kind : {"extend", "evaluate"}) {
-    json document = json::parse(kSmallest);
-    document["kind"] = kind;
-    EXPECT_THAT(NotYetSupported(*ParseDocument(document, nullptr).spec), IsEmpty());
-  }
-}
-
 TEST(JobFile, SectionsInsideSectionsAreStrictToo) {
   EXPECT_THAT(MistakesWith("/evaluation/passkey", {{"depth", 3}}),
               ElementsAre("evaluation.passkey.depth: unknown key; did you mean evaluation.passkey.depths?"));

@@ -25,8 +25,7 @@ jobfile::JobSpec ReadSpec(const std::string& path) {
   text << file.rdbuf();
   if (!file) throw SpecError("cannot read " + path);
   jobfile::Parsed parsed = jobfile::ParseText(text.str(), jobfile::Purpose::kProbe);
-  if (parsed.spec) parsed.mistakes = jobfile::NotYetSupported(*parsed.spec);
-  if (parsed.mistakes.empty()) return *std::move(parsed.spec);
+  if (parsed.spec) return *std::move(parsed.spec);
   std::string message = path + " is no valid job file:";
   for (const jobfile::Mistake& mistake : parsed.mistakes) message += "\n  " + ToString(mistake);
   throw SpecError(message);

@@ -21,8 +21,7 @@ jobfile::JobSpec ReadSpec(const std::string& path) {
   std::ostringstream text;
   text << in.rdbuf();
   jobfile::Parsed parsed = jobfile::ParseText(text.str(), jobfile::Purpose::kProbe);
-  if (parsed.spec) parsed.mistakes = jobfile::NotYetSupported(*parsed.spec);
-  if (parsed.mistakes.empty()) return *parsed.spec;
+  if (parsed.spec) return *std::move(parsed.spec);
   std::string message = path + " is not a job file:";
   for (const jobfile::Mistake& mistake : parsed.mistakes) message += " " + jobfile::ToString(mistake) + ";";
   message.pop_back();
