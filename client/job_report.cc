@@ -22,15 +22,29 @@ std::string PerplexityText(double perplexity) {
   return perplexity < 1e5 ? fmt::format("{:.2f}", perplexity) : fmt::format("{:.2e}", perplexity);
 }
 
+// By protocol, length and model.
+using EvaluationRows = std::map<std::tuple<std::string, int64_t, std::string>, v1::EvaluationRow>;
+
 // The newest row of each model, length and protocol: of perplexities, or of tasks.
-std::map<std::tuple<std::string, int64_t, std::string>, v1::EvaluationRow> NewestRows(const v1::Job& job, bool tasks) {
-  std::map<std::tuple<std::string, int64_t, std::string>, v1::EvaluationRow> rows;
+EvaluationRows NewestRows(const v1::Job& job, bool tasks) {
+  EvaluationRows rows;
   for (const v1::EvaluationRow& row : job.evaluations()) {
     if ((row.examples() > 0) != tasks) continue;
     auto& kept = rows[{row.protocol(), row.length(), row.model()}];
     if (kept.model().empty() || row.step() >= kept.step()) kept = row;
   }
   return rows;
+}
+
+// The models that were measured at all, each a column.
+std::vector<std::string> ModelsIn(const EvaluationRows& rows) {
+  std::vector<std::string> models;
+  for (const char* model : kModels) {
+    if (std::any_of(rows.begin(), rows.end(), [&](const auto& row) { return row.second.model() == model; })) {
+      models.emplace_back(model);
+    }
+  }
+  return models;
 }
 
 void PrintArtifacts(std::ostream& out, const v1::Job& job) {
@@ -65,17 +79,14 @@ void PrintPerplexity(std::ostream& out, const v1::Job& job) {
   }
   if (lengths.empty()) return;
   out << "Perplexity by length (full attention; lower is better)\n\n";
-  // Only a 4-bit job whose result is merged into the original weights has rows of its own for that.
-  const bool has_merged =
-      std::any_of(rows.begin(), rows.end(), [](const auto& row) { return row.second.model() == kModels[3]; });
-  std::vector<std::string> headings = {">tokens", ">base", ">rescaled", ">extended"};
-  if (has_merged) headings.push_back(">merged");
+  const std::vector<std::string> models = ModelsIn(rows);
+  std::vector<std::string> headings = {">tokens"};
+  for (const std::string& model : models) headings.push_back(">" + model);
   if (protocols.size() > 1) headings.push_back("protocol");
   Table table(headings);
   for (const auto& [protocol, length] : lengths) {
     std::vector<std::string> cells = {CountText(length)};
-    for (const char* model : kModels) {
-      if (model == kModels[3] && !has_merged) continue;
+    for (const std::string& model : models) {
       const auto found = rows.find({protocol, length, model});
       cells.push_back(found == rows.end() ? "-" : PerplexityText(found->second.perplexity()));
     }
@@ -91,10 +102,13 @@ void PrintScores(std::ostream& out, const v1::Job& job) {
   std::set<std::pair<std::string, int64_t>> lines;
   for (const auto& [key, row] : rows) lines.emplace(row.protocol(), row.length());
   out << "\nScores (0 to 100; higher is better)\n\n";
-  Table table({"task", ">tokens", ">base", ">rescaled", ">extended"});
+  const std::vector<std::string> models = ModelsIn(rows);
+  std::vector<std::string> headings = {"task", ">tokens"};
+  for (const std::string& model : models) headings.push_back(">" + model);
+  Table table(headings);
   for (const auto& [task, length] : lines) {
     std::vector<std::string> cells = {WithoutControls(task), CountText(length)};
-    for (const char* model : kModels) {
+    for (const std::string& model : models) {
       const auto found = rows.find({task, length, model});
       cells.push_back(found == rows.end() ? "-" : fmt::format("{:.2f}", found->second.score()));
     }

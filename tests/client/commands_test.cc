@@ -136,6 +136,8 @@ TEST_F(CommandsTest, EvaluateSendsAJobOfItsKindAndShowsItsScores) {
   EXPECT_THAT(result.out, HasSubstr("Perplexity by length"));
   EXPECT_THAT(result.out, HasSubstr("Scores (0 to 100; higher is better)"));
   EXPECT_THAT(result.out, HasSubstr("97.50"));
+  // A model that no task measured has no column among the scores.
+  EXPECT_THAT(result.out, HasSubstr("task     tokens  extended\n"));
 
   const Result nothing = client_.Run({"evaluate", "/models/tiny"});
   EXPECT_EQ(nothing.exit_code, kExitUsage);
