@@ -104,23 +104,7 @@ void SiluProductBackwardRow(const T* __restrict gate, const T* __restrict up, co
 
 void RmsNorm(const at::Tensor& x, const at::Tensor& weight, double epsilon, const at::Tensor& out,
              const at::Tensor& inverse_rms) {
-  const int64_t size = x.size(1);
-  TORCH_CHECK(out.sizes() == x.sizes() && weight.numel() == size, "norm of ", x.sizes(), " into ", out.sizes());
-  float* inverse_rms_data = inverse_rms.defined() ? inverse_rms.data_ptr<float>() : nullptr;
-  ForDtype(x.scalar_type(), [&](auto tag) {
-    using T = decltype(tag);
-    const auto in = RowsOf<T>(x);
-    const auto to = RowsOf<T>(out);
-    const T* w = weight.data_ptr<T>();
-    ForRowRanges(x.size(0), kRowsPerTask, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        const float mean = SumOfSquares(in[row], size) / static_cast<float>(size);
-        const float inverse = 1.0f / std::sqrt(mean + static_cast<float>(epsilon));
-        if (inverse_rms_data != nullptr) inverse_rms_data[row] = inverse;
-        RmsNormRow(in[row], w, inverse, size, to[row]);
-      }
-    });
-  });
+  HeadRmsNorm(x.unsqueeze(1), weight, epsilon, out.unsqueeze(1), inverse_rms);
 }
 
 void RmsNormBackward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& inverse_rms,
@@ -146,7 +130,7 @@ void HeadRmsNorm(const at::Tensor& x, const at::Tensor& weight, double epsilon, 
                  const at::Tensor& inverse_rms) {
   const int64_t heads = x.size(1);
   const int64_t size = x.size(2);
-  TORCH_CHECK(out.sizes() == x.sizes() && weight.numel() == size, "head norm of ", x.sizes(), " into ", out.sizes());
+  TORCH_CHECK(out.sizes() == x.sizes() && weight.numel() == size, "norm of ", x.sizes(), " into ", out.sizes());
   float* inverse_rms_data = inverse_rms.defined() ? inverse_rms.data_ptr<float>() : nullptr;
   ForDtype(x.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
