@@ -66,11 +66,13 @@ class Cluster:
     SERVER_TIMERS = ["--lease-seconds", "4", "--slot-reuse-seconds", "6", "--restart-grace-seconds", "15",
                      "--kill-grace-seconds", "2", "--retry-backoff-seconds", "0.2"]
 
-    def __init__(self, bin_folder, folder, workers=2, slots=1, trainer="longspan-trainer", machines=None):
+    def __init__(self, bin_folder, folder, workers=2, slots=1, trainer="longspan-trainer", machines=None,
+                 server_flags=(), worker_flags=(), client_flags=()):
         """`machines` places worker i on a host of its own: {"worker-0": (command prefix, its address, the coordinator's
-        address seen from there)}; the coordinator then listens on every address."""
+        address seen from there)}; the coordinator then listens on every address. Flags are added to each command."""
         self.bin, self.folder = pathlib.Path(bin_folder), pathlib.Path(folder)
         self.machines = machines or {}
+        self.server_flags, self.worker_flags, self.client_flags = server_flags, worker_flags, client_flags
         self.storage = self.folder / "storage"
         self.worker_count, self.slots, self.trainer = workers, slots, trainer
         self.server = None
@@ -102,12 +104,13 @@ class Cluster:
         self.server = Process("server", [
             self.bin / "longspan-server", "--data-dir", self.folder / "server", "--storage", self.storage,
             "--listen", f"{'0.0.0.0' if self.machines else '127.0.0.1'}:{self.grpc_port}", "--http-listen", f"127.0.0.1:{self.http_port}",
-            "--port-file", port_file, *self.SERVER_TIMERS, *(["--insecure"] if self.machines else [])],
-            self.folder / "server.log")
+            "--port-file", port_file, *self.SERVER_TIMERS, *(["--insecure"] if self.machines else []),
+            *self.server_flags], self.folder / "server.log")
         ports = self._ports(self.server, port_file)
         self.grpc_port, self.http_port = ports["grpc_port"], ports["http_port"]
 
-    def start_worker(self, name):
+    def start_worker(self, name, flags=None):
+        """`flags` in the place of those of every worker."""
         port_file = self.folder / f"{name}.ports.json"
         port_file.unlink(missing_ok=True)
         prefix, address, server = [], "127.0.0.1", "127.0.0.1"
@@ -117,7 +120,8 @@ class Cluster:
             *prefix, self.bin / "longspan-worker", "--server", f"{server}:{self.grpc_port}", "--storage", self.storage,
             "--state-dir", self.folder / name, "--name", name, "--slots", self.slots,
             "--trainer", self.bin / self.trainer, "--advertise-address", address, *(["--insecure"] if prefix else []),
-            "--http-listen", f"{address}:0", "--port-file", port_file, "--kill-grace-seconds", "2"],
+            "--http-listen", f"{address}:0", "--port-file", port_file, "--kill-grace-seconds", "2",
+            *(self.worker_flags if flags is None else flags)],
             self.folder / f"{name}.log")
         self._ports(self.workers[name], port_file)
 
@@ -144,9 +148,11 @@ class Cluster:
 
     # ---- the client ----
 
-    def cli(self, *arguments, check=True, seconds=DEADLINE_SECONDS):
+    def cli(self, *arguments, check=True, seconds=DEADLINE_SECONDS, flags=None):
+        """`flags` in the place of those of every command."""
+        flags = self.client_flags if flags is None else flags
         result = subprocess.run(
-            [str(self.bin / "longspan"), *map(str, arguments)], capture_output=True, text=True, timeout=seconds,
+            [str(self.bin / "longspan"), *map(str, [*flags, *arguments])], capture_output=True, text=True, timeout=seconds,
             stdin=subprocess.DEVNULL, env={**os.environ, "LONGSPAN_ADDRESS": f"127.0.0.1:{self.grpc_port}"})
         if check and result.returncode != 0:
             raise AssertionError(f"longspan {' '.join(map(str, arguments))} exited {result.returncode}:\n"
