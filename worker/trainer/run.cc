@@ -16,12 +16,9 @@
 #include "worker/trainer/checkpoint/checkpoint.h"
 #include "worker/trainer/data/dataset.h"
 #include "worker/trainer/data/prepare.h"
-#include "worker/trainer/data/tokenizer.h"
-#include "worker/trainer/evaluate/evaluation_report.h"
-#include "worker/trainer/evaluate/perplexity.h"
-#include "worker/trainer/evaluate/run_tasks.h"
+#include "worker/trainer/evaluation.h"
 #include "worker/trainer/export.h"
-#include "worker/trainer/generate/end_tokens.h"
+#include "worker/trainer/json_file.h"
 #include "worker/trainer/model/causal_lm.h"
 #include "worker/trainer/parallel/communicator.h"
 #include "worker/trainer/quantized/quantized_base.h"
@@ -35,16 +32,6 @@ namespace fs = std::filesystem;
 
 constexpr auto kCheckpointVisibleWithin = std::chrono::seconds(60);  // network file systems cache the absence of a name
 constexpr auto kOthersFinishWithin = std::chrono::seconds(60);
-
-// Leaves a phase that was asked to stop; whatever it had published stays.
-struct StopRequested {};
-
-nlohmann::json ReadJsonOrNull(const fs::path& path) {
-  std::ifstream file(path);
-  if (!file) return nullptr;
-  auto document = nlohmann::json::parse(file, nullptr, /*allow_exceptions=*/false);
-  return document.is_discarded() ? nlohmann::json(nullptr) : document;
-}
 
 class JobRun {
  public:
@@ -77,28 +64,12 @@ class JobRun {
   bool TrainingIsDone() const { return resume_ && resume_->state.step >= options_.spec.training.steps; }
   void TrainPhase();
   void EvaluatePhase();
-  std::vector<std::string> UntrainedModels();
-  void Measure(const std::vector<std::string>& models, CausalLm& model);
-  void MeasureTasks(const std::vector<std::string>& models, CausalLm& model);
-  std::vector<EvaluationRow> EvaluateRows(const std::vector<std::string>& models, CausalLm& model, bool* stopped);
-  void MeasurePerplexity(const std::vector<std::string>& models, CausalLm& model);
-  void TellRow(const EvaluationRow& row);
-  void TellTaskRow(const nlohmann::json& row);
-  void WriteEvaluation();
-  bool SendFinishedEvaluation();
   void ExportPhase();
   bool ExportIsDone() const;
 
   void BeginPhase(const std::string& phase) {
     spdlog::info("phase {}", phase);
     if (speaks()) session_.Send(lines::Phase{phase});
-  }
-  void Warn(const std::string& message) {
-    spdlog::warn("{}", message);
-    session_.Send(lines::Warning{message});
-  }
-  void ThrowIfStopped() {
-    if (session_.stop_requested()) throw StopRequested{};
   }
 
   RunOptions options_;
@@ -110,11 +81,6 @@ class JobRun {
   std::optional<Dataset> dataset_;
   std::optional<LoadedCheckpoint> resume_;  // what training goes on from, what evaluation and export are of
   bool model_is_trained_ = false;           // the model in memory holds the values of `resume_`
-  std::optional<Tokenizer> tokenizer_;      // for the tasks of an evaluation
-  GenerationTasks tasks_;
-  std::vector<EvaluationRow> perplexity_rows_;
-  std::vector<nlohmann::json> task_rows_;
-  int64_t units_before_ = 0;  // of progress, of the measurements that are through
   bool joined_ = false;
 };
 
@@ -154,7 +120,7 @@ std::string JobRun::RendezvousAddress() {
   spdlog::info("waiting for the address of rank 0");
   while (true) {
     if (const auto address = session_.rendezvous()) return *address;
-    ThrowIfStopped();
+    session_.ThrowIfStopped();
     session_.WaitForSomething(std::chrono::milliseconds(250));
   }
 }
@@ -189,7 +155,7 @@ void JobRun::LetOthersGo() {
       });
     }
   } catch (const TooLate&) {
-    Warn("another rank did not finish; going on without it");
+    session_.Warn("another rank did not finish; going on without it");
   }
 }
 
@@ -197,7 +163,7 @@ void JobRun::LetOthersGo() {
 
 void JobRun::PreparePhase() {
   if (!speaks()) {
-    ranks_->Get("prepared", [this] { ThrowIfStopped(); });
+    ranks_->Get("prepared", [this] { session_.ThrowIfStopped(); });
     return;
   }
   BeginPhase("prepare");
@@ -208,13 +174,13 @@ void JobRun::PreparePhase() {
   PrepareCallbacks callbacks;
   auto last = std::chrono::steady_clock::time_point();
   callbacks.progress = [&](int64_t done, int64_t total) {
-    ThrowIfStopped();
+    session_.ThrowIfStopped();
     const auto now = std::chrono::steady_clock::now();
     if (done != total && now - last < std::chrono::milliseconds(500)) return;
     last = now;
     session_.Send(lines::Progress{"prepare", done, total, {}});
   };
-  callbacks.warning = [this](const std::string& message) { Warn(message); };
+  callbacks.warning = [this](const std::string& message) { session_.Warn(message); };
   PrepareOptions prepare = PrepareOptionsOf(options_.spec, options_.work, DefaultDatasetsRoot(options_.work));
   prepare.threads = options_.threads;
   const PreparedDataset prepared = Prepare(prepare, callbacks);
@@ -231,7 +197,7 @@ LoadedCheckpoint JobRun::LoadNamed(const std::string& name, const std::string& m
   const fs::path folder = options_.work / "checkpoints";
   const auto deadline = std::chrono::steady_clock::now() + kCheckpointVisibleWithin;
   while (wait_for_it && !fs::exists(folder / name / "MANIFEST.json") && std::chrono::steady_clock::now() < deadline) {
-    ThrowIfStopped();
+    session_.ThrowIfStopped();
     session_.WaitForSomething(std::chrono::milliseconds(500));
   }
   return LoadCheckpoint(folder, name, manifest_sha256);
@@ -243,7 +209,7 @@ std::optional<LoadedCheckpoint> JobRun::FindNewestValid() {
     try {
       return LoadCheckpoint(folder, ToString(name));
     } catch (const CorruptCheckpoint& error) {
-      Warn(std::string(error.what()) + "; trying the one before");
+      session_.Warn(std::string(error.what()) + "; trying the one before");
     }
   }
   return std::nullopt;
@@ -264,7 +230,7 @@ void JobRun::ChooseCheckpoint() {
   }
   try {
     if (!speaks()) {
-      const std::string word = ranks_->Get("resume", [this] { ThrowIfStopped(); });
+      const std::string word = ranks_->Get("resume", [this] { session_.ThrowIfStopped(); });
       if (word == "none") return;
       const size_t space = word.find(' ');
       resume_ = LoadNamed(word.substr(0, space), word.substr(space + 1), /*wait_for_it=*/true);
@@ -294,16 +260,17 @@ void JobRun::LoadModel() {
   options.quantized_cache = DefaultQuantizedRoot(options_.work);
   // Rank 0 makes the 4-bit base, the others find it in the cache.
   const bool shared = IsQuantized(options_.spec.method.kind) && options_.world_size > 1;
-  if (shared && !speaks()) ranks_->Get("model loaded", [this] { ThrowIfStopped(); });
+  if (shared && !speaks()) ranks_->Get("model loaded", [this] { session_.ThrowIfStopped(); });
   model_ = CausalLm::Load(options);
   if (shared && speaks()) ranks_->Publish("model loaded", "yes");
   const ModelConfig& config = model_->config();
   if (config.window_outgrown && speaks()) {
-    Warn("the model attends within a sliding window of " +
-         std::to_string(*std::max_element(config.layer_windows.begin(), config.layer_windows.end())) +
-         " tokens, which the context of " + std::to_string(options_.spec.context_length) +
-         " outgrows: training uses no window, so the extended model has none (sliding_window null); the base is "
-         "evaluated with its own");
+    session_.Warn(
+        "the model attends within a sliding window of " +
+        std::to_string(*std::max_element(config.layer_windows.begin(), config.layer_windows.end())) +
+        " tokens, which the context of " + std::to_string(options_.spec.context_length) +
+        " outgrows: training uses no window, so the extended model has none (sliding_window null); the base is "
+        "evaluated with its own");
   }
   if (!trains()) model_is_trained_ = true;
 }
@@ -324,8 +291,8 @@ void JobRun::TrainPhase() {
                     ": tokenizer.json and config.json of " + options_.spec.model.path + " do not belong together");
   }
   if (resume_ && resume_->state.dataset != dataset_->key()) {
-    Warn("the checkpoint was trained on other data (" + resume_->state.dataset + ") than this job has now (" +
-         dataset_->key() + ")");
+    session_.Warn("the checkpoint was trained on other data (" + resume_->state.dataset + ") than this job has now (" +
+                  dataset_->key() + ")");
   }
   TrainOptions train;
   train.spec = options_.spec;
@@ -350,62 +317,17 @@ void JobRun::TrainPhase() {
 
 // ---- evaluate ----
 
-// Tells the rows of an evaluation that was finished before, so that nobody misses them after a restart.
-bool JobRun::SendFinishedEvaluation() {
-  const nlohmann::json document = ReadJsonOrNull(options_.work / "evaluation.json");
-  try {
-    if (document.is_null() || document.at("checkpoint") != resume_->name) return false;
-    for (const auto& item : document.at("rows")) {
-      TellRow(EvaluationRowOf(item));
-    }
-    for (const auto& item : document.value("tasks", nlohmann::json::array())) TellTaskRow(item);
-    return true;
-  } catch (const nlohmann::json::exception&) {
-    return false;
-  }
-}
-
-std::vector<EvaluationRow> JobRun::EvaluateRows(const std::vector<std::string>& models, CausalLm& model,
-                                                bool* stopped) {
-  EvaluationPlan plan;
-  plan.models = models;
-  plan.lengths = EvaluationLengths(options_.spec, model.config().original_max_position_embeddings);
-  plan.protocol = options_.spec.evaluation.protocol;
-  plan.tokens_max = options_.spec.evaluation.max_tokens;
-  plan.step = resume_->state.step;
-  EvaluationHooks hooks;
-  hooks.stop_requested = [this] { return session_.stop_requested(); };
-  hooks.warning = [this](const std::string& message) {
-    if (speaks()) Warn(message);
-  };
-  hooks.row = [this](const EvaluationRow& row) {
-    if (!speaks()) return;
-    spdlog::info("{:>8} at {:>6} tokens: perplexity {:.4f} ({} tokens scored)", row.model, row.length, row.perplexity,
-                 row.tokens);
-    TellRow(row);
-  };
-  int64_t units = 0;
-  hooks.progress = [this, &units](int64_t done, int64_t total) {
-    units = total;
-    if (speaks()) session_.Send(lines::Progress{"evaluate", units_before_ + done, units_before_ + total, {}});
-  };
-  EvaluationResult result = EvaluatePerplexity(model, *dataset_, *ranks_, plan, hooks);
-  units_before_ += units;
-  *stopped = result.stopped;
-  return std::move(result.rows);
-}
-
 void JobRun::EvaluatePhase() {
   if (!resume_) throw UserError("no checkpoint in " + (options_.work / "checkpoints").string() + ": train first");
-  // Rank 0 says whether there is anything to do: the others may not see its file yet.
-  bool done = false;
-  if (speaks()) {
-    done = options_.command == "run" && SendFinishedEvaluation();
-    ranks_->Publish("evaluated", done ? "yes" : "no");
-  } else {
-    done = ranks_->Get("evaluated", [this] { ThrowIfStopped(); }) == "yes";
-  }
-  if (done) return;
+  EvaluationJob job;
+  job.spec = options_.spec;
+  job.work = options_.work;
+  job.name = job_;
+  job.checkpoint = resume_->name;
+  job.step = resume_->state.step;
+  Evaluation evaluation(job, *ranks_, session_);
+  // By hand it is measured again.
+  if (options_.command == "run" && evaluation.IsDone()) return;
   BeginPhase("evaluate");
   if (!dataset_ && !options_.spec.data.sources.empty()) dataset_.emplace(Dataset::Open(options_.work));
   LoadModel();
@@ -413,157 +335,7 @@ void JobRun::EvaluatePhase() {
   model_is_trained_ = true;
   if (!joined_) ranks_->Join();
   joined_ = true;
-
-  if (AsksForGeneration(options_.spec.evaluation)) {
-    tokenizer_.emplace(Tokenizer::Load(options_.spec.model.path));
-    tasks_ = MakeGenerationTasks(options_.spec, *tokenizer_, [this](const std::string& message) {
-      if (speaks()) Warn(message);
-    });
-  }
-  std::vector<std::string> models = UntrainedModels();
-  if (trains() && options_.spec.method.kind == jobfile::MethodKind::kFull && !models.empty()) {
-    // The trained model has lost the base's weights.
-    ModelOptions options;
-    options.spec = options_.spec;
-    options.trains = false;
-    Measure(models, *CausalLm::Load(options));
-    models.clear();
-  }
-  if (trains() || !options_.spec.method.adapter.empty()) models.push_back("extended");
-  if (ExportsOriginalWeights(options_.spec)) models.push_back("merged");
-  Measure(models, *model_);
-  if (speaks()) WriteEvaluation();
-}
-
-// Random initial weights are no base to compare with; positions that stay as they are need no row of their own.
-std::vector<std::string> JobRun::UntrainedModels() {
-  std::vector<std::string> models;
-  const ModelConfig& config = model_->config();
-  const bool rescaled = !SamePositions(config.rope, config.original_rope) || config.window_outgrown;
-  if (options_.spec.model.init == jobfile::ModelInit::kWeights) models.push_back("base");
-  if (!models.empty() && rescaled) models.push_back("rescaled");
-  return models;
-}
-
-void JobRun::Measure(const std::vector<std::string>& models, CausalLm& model) {
-  if (!options_.spec.data.sources.empty()) MeasurePerplexity(models, model);
-  if (!tasks_.empty()) MeasureTasks(models, model);
-}
-
-// Perplexities that an earlier attempt has measured are not measured again.
-void JobRun::MeasurePerplexity(const std::vector<std::string>& models, CausalLm& model) {
-  const std::string key = "perplexity-" + models.front();
-  const fs::path path = options_.work / "evaluation" / (key + ".json");
-  const nlohmann::json origin = {
-      {"checkpoint", resume_->name},
-      {"dataset", dataset_->key()},
-      {"heldout_tokens", dataset_->heldout_tokens()},
-      {"models", models},
-      {"lengths", EvaluationLengths(options_.spec, model.config().original_max_position_embeddings)},
-      {"max_tokens", options_.spec.evaluation.max_tokens},
-      {"protocol", options_.spec.evaluation.protocol == jobfile::EvaluationProtocol::kPaper ? "paper" : "windows"}};
-  nlohmann::json kept;
-  if (speaks()) {
-    kept = ReadJsonOrNull(path);
-    if (!kept.is_object() || kept.value("origin", nlohmann::json()) != origin) kept = nullptr;
-    ranks_->Publish(key, kept.is_null() ? "run" : "kept");
-  } else if (ranks_->Get(key, [this] { ThrowIfStopped(); }) == "kept") {
-    return;
-  }
-  if (!kept.is_null()) {
-    for (const auto& row : kept.at("rows")) {
-      perplexity_rows_.push_back(EvaluationRowOf(row));
-      TellRow(perplexity_rows_.back());
-    }
-    return;
-  }
-  bool stopped = false;
-  nlohmann::json rows = nlohmann::json::array();
-  for (EvaluationRow& row : EvaluateRows(models, model, &stopped)) {
-    rows.push_back(ToDocument(row));
-    perplexity_rows_.push_back(std::move(row));
-  }
-  if (stopped) throw StopRequested{};
-  if (!speaks()) return;
-  fs::create_directories(path.parent_path());
-  storage::WriteFileAtomically(path, nlohmann::json{{"origin", origin}, {"rows", rows}}.dump(2) + "\n");
-}
-
-void JobRun::TellRow(const EvaluationRow& row) {
-  session_.Send(lines::Evaluation{row.model, row.length, row.protocol, row.perplexity, row.loss, row.tokens, row.step});
-}
-
-void JobRun::MeasureTasks(const std::vector<std::string>& models, CausalLm& model) {
-  std::vector<TaskModel> under_test;
-  for (const std::string& name : models) {
-    if (name == "merged") continue;  // reads the folder's weights again for every pass: one a token
-    TaskModel& one = under_test.emplace_back();
-    one.name = name;
-    one.model = &model;
-    one.options.adapted = name == "extended";
-    one.options.rope = name == "base" ? RopeScaling::kOriginal : RopeScaling::kExtended;
-    one.tokenizer = &*tokenizer_;
-    one.decode = [this](const std::vector<int64_t>& tokens) {
-      return tokenizer_->Decode(std::span<const int64_t>(tokens), /*skip_special=*/true);
-    };
-    one.end_ids = EndTokensOf(options_.spec.model.path, model.config());
-    one.generation = options_.spec.evaluation.generation;
-    one.seed = static_cast<uint64_t>(options_.spec.training.seed);
-    one.context_length = options_.spec.context_length;
-  }
-  TaskRunOptions run;
-  run.work = options_.work;
-  run.checkpoint = resume_->name;
-  run.step = resume_->state.step;
-  run.model_path = options_.spec.model.path;
-  run.adapter_path = options_.spec.method.adapter;
-  TaskRunHooks hooks;
-  hooks.stop_requested = [this] { return session_.stop_requested(); };
-  hooks.keep_waiting = [this] { ThrowIfStopped(); };
-  hooks.row = [this](const nlohmann::json& row) { TellTaskRow(row); };
-  int64_t units = 0;
-  hooks.progress = [this, &units](int64_t done, int64_t all) {
-    units = all;
-    if (!speaks()) return;
-    session_.Send(lines::Progress{"evaluate", units_before_ + done, units_before_ + all, {}});
-    session_.Send(lines::Expect{"reading a long prompt", 3600});  // until the next text is whole
-  };
-  TaskRunResult result = RunGenerationTasks(tasks_, under_test, *ranks_, run, hooks);
-  if (result.stopped) throw StopRequested{};
-  units_before_ += units;
-  for (nlohmann::json& row : result.rows) task_rows_.push_back(std::move(row));
-}
-
-void JobRun::TellTaskRow(const nlohmann::json& row) {
-  if (!row.contains("score")) return;  // conversations: their judge is elsewhere
-  lines::Evaluation line;
-  row.at("model").get_to(line.model);
-  row.at("task").get_to(line.protocol);
-  row.at("length").get_to(line.length);
-  row.at("step").get_to(line.step);
-  row.at("score").get_to(line.score);
-  row.at("examples").get_to(line.examples);
-  spdlog::info("{:>8} at {:>6} tokens: {} {:.2f} ({} examples)", line.model, line.length, line.protocol, line.score,
-               line.examples);
-  session_.Send(line);
-}
-
-// evaluation.json last: with it the evaluation counts as done.
-void JobRun::WriteEvaluation() {
-  nlohmann::json document = {
-      {"job", job_}, {"checkpoint", resume_->name}, {"step", resume_->state.step}, {"attention", "full"}};
-  document["protocol"] = options_.spec.evaluation.protocol == jobfile::EvaluationProtocol::kPaper ? "paper" : "windows";
-  if (IsQuantized(options_.spec.method.kind)) document["base_weights"] = "nf4";
-  document["model_path"] = options_.spec.model.path;
-  document["rows"] = nlohmann::json::array();
-  for (const EvaluationRow& row : perplexity_rows_) document["rows"].push_back(ToDocument(row));
-  document["tasks"] = task_rows_;
-  for (const auto& [name, picture] : PasskeyPictures(document)) {
-    storage::WriteFileAtomically(options_.work / name, picture);
-  }
-  storage::WriteFileAtomically(options_.work / "evaluation.md", EvaluationMarkdown(document));
-  storage::WriteFileAtomically(options_.work / "evaluation.json", document.dump(2) + "\n");
-  session_.Send(lines::Artifact{"evaluation", "evaluation.md"});
+  evaluation.Run(*model_, dataset_ ? &*dataset_ : nullptr);
 }
 
 // ---- export ----

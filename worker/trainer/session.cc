@@ -81,9 +81,18 @@ void Session::Send(const lines::FromTrainer& line) {
   }
 }
 
+void Session::Warn(const std::string& message) {
+  spdlog::warn("{}", message);
+  Send(lines::Warning{message});
+}
+
 bool Session::stop_requested() const {
   const std::lock_guard lock(mutex_);
   return stop_ || signal_received != 0;
+}
+
+void Session::ThrowIfStopped() const {
+  if (stop_requested()) throw StopRequested{};
 }
 
 bool Session::stop_with_checkpoint() const {

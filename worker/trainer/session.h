@@ -20,6 +20,9 @@
 
 namespace longspan::trainer {
 
+// Thrown out of a phase that was asked to stop; whatever it had published stays.
+struct StopRequested {};
+
 class Session {
  public:
   struct Options {
@@ -35,9 +38,12 @@ class Session {
   Session& operator=(const Session&) = delete;
 
   void Send(const lines::FromTrainer& line);
+  // Into the log, and to the daemon.
+  void Warn(const std::string& message);
 
   // What was asked for so far. Stopping stays; a checkpoint request is taken once.
   bool stop_requested() const;
+  void ThrowIfStopped() const;  // StopRequested
   bool stop_with_checkpoint() const;
   std::string stop_reason() const;
   bool TakeCheckpointRequest();
