@@ -57,6 +57,7 @@ struct RankReport {
   std::vector<Checkpoint> checkpoints;
   std::vector<Evaluation> evaluations;  // all of this attempt
   std::vector<Artifact> artifacts;      // all of this attempt
+  std::vector<std::string> warnings;    // all of this attempt
   std::optional<RankExit> exit;
   absl::Duration expect_no_progress;
 };
@@ -145,6 +146,7 @@ struct RankAcknowledgement {
   std::vector<std::string> checkpoints;
   int64_t evaluations = 0;
   int64_t artifacts = 0;
+  int64_t warnings = 0;
   bool exit = false;
   bool fenced = false;
 };

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "proto/support/check.h"
+#include "proto/support/first_bytes.h"
 #include "server/core/core_state.h"
 
 namespace longspan::core {
@@ -14,6 +15,7 @@ constexpr size_t kRetiredIncarnationsMax = 8;
 constexpr int64_t kSlotsMax = 1024;
 constexpr size_t kLogTailBytesMax = 4096;
 constexpr size_t kMessageBytesMax = 4096;
+constexpr int64_t kWarningsMax = 100;  // of an attempt; a daemon sends fewer
 
 bool SameSlots(const std::vector<Slot>& a, const std::vector<Slot>& b) {
   return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const Slot& x, const Slot& y) {
@@ -271,6 +273,17 @@ void Core::State::RecordResults(JobEntry& entry, Attempt& attempt, const RankRep
   acknowledgement.evaluations = static_cast<int64_t>(report.evaluations.size());
   for (const Artifact& artifact : report.artifacts) RecordArtifact(entry, attempt, artifact);
   acknowledgement.artifacts = static_cast<int64_t>(report.artifacts.size());
+  if (report.rank == 0) RecordWarnings(entry, attempt, report.warnings);
+  acknowledgement.warnings = static_cast<int64_t>(report.warnings.size());
+}
+
+// The list only grows, so how many were stored says which are new; also after a restart.
+void Core::State::RecordWarnings(JobEntry& entry, Attempt& attempt, const std::vector<std::string>& warnings) {
+  const int64_t end = std::min(static_cast<int64_t>(warnings.size()), kWarningsMax);
+  for (; attempt.warnings < end; ++attempt.warnings) {
+    Touch(attempt);
+    AddEvent(entry, "TRAINER_WARNING", "warning: " + FirstBytes(warnings[attempt.warnings], kMessageBytesMax));
+  }
 }
 
 void Core::State::RecordSample(JobEntry& entry, Attempt& attempt, const Sample& sample) {

@@ -97,6 +97,7 @@ struct Attempt {
   absl::Time stop_time = kNever;  // asked to stop
   bool progressed = false;        // beyond the best step of the job, or a new checkpoint
   int64_t sample_sequence = 0;    // newest stored, as the daemon counts
+  int64_t warnings = 0;           // of rank 0 that became events
   std::vector<Rank> ranks;        // by rank
 };
 

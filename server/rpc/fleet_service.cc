@@ -11,9 +11,9 @@
 namespace longspan::rpc {
 namespace {
 
-// Something that the worker resends until it is acknowledged. Evaluations and artifacts are whole lists, resent with
-// every report of their attempt, and acknowledged by count, so they are no news by themselves: the daemon may wait for
-// the hold to end.
+// Something that the worker resends until it is acknowledged. Evaluations, artifacts and warnings are whole
+// lists, resent with every report of their attempt, and acknowledged by count, so they are no news by themselves: the
+// daemon may wait for the hold to end.
 bool BringsNews(const v1::SynchronizeRequest& request) {
   return std::any_of(request.ranks().begin(), request.ranks().end(), [](const v1::RankReport& rank) {
     return rank.samples_size() > 0 || rank.checkpoints_size() > 0 || rank.has_exit();

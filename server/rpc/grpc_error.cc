@@ -2,19 +2,14 @@
 
 #include <fmt/format.h>
 
+#include "proto/support/first_bytes.h"
+
 namespace longspan::rpc {
 namespace {
 
 // grpc refuses trailing metadata of more than 8 KiB or so; the message, twice, and the details share it.
 constexpr size_t kTextBytesMax = 2 * 1024;
 constexpr size_t kDetailBytesMax = 2 * 1024;
-
-std::string Shortened(const std::string& message) {
-  if (message.size() <= kTextBytesMax) return message;
-  size_t end = kTextBytesMax;
-  while (end > 0 && (static_cast<unsigned char>(message[end]) & 0xC0) == 0x80) --end;  // whole UTF-8 characters
-  return message.substr(0, end) + "...";
-}
 
 }  // namespace
 
@@ -23,7 +18,7 @@ grpc::Status Error(grpc::StatusCode code, const std::string& reason, const std::
   StatusDetails details;
   details.reason = reason;
   details.metadata = metadata;
-  const absl::Status status(static_cast<absl::StatusCode>(code), Shortened(message));
+  const absl::Status status(static_cast<absl::StatusCode>(code), FirstBytes(message, kTextBytesMax));
   return ToGrpcStatus(WithDetails(status, details));
 }
 
@@ -41,7 +36,7 @@ grpc::Status InvalidFields(const std::string& what, const std::vector<FieldViola
   }
   const size_t left_out = violations.size() - details.violations.size();
   if (left_out > 0) message += fmt::format("\n  and {} more", left_out);
-  return ToGrpcStatus(WithDetails(absl::InvalidArgumentError(Shortened(message)), details));
+  return ToGrpcStatus(WithDetails(absl::InvalidArgumentError(FirstBytes(message, kTextBytesMax)), details));
 }
 
 grpc::Status Error(const absl::Status& status) {

@@ -104,6 +104,7 @@ core::RankReport FromMessage(const v1::RankReport& message) {
   for (const auto& checkpoint : message.checkpoints()) report.checkpoints.push_back(FromMessage(checkpoint));
   for (const auto& evaluation : message.evaluations()) report.evaluations.push_back(FromMessage(evaluation));
   for (const auto& artifact : message.artifacts()) report.artifacts.push_back({artifact.kind(), artifact.path()});
+  report.warnings.assign(message.warnings().begin(), message.warnings().end());
   if (message.has_exit()) report.exit = FromMessage(message.exit());
   report.expect_no_progress = FromMessage(message.expect_no_progress());
   return report;
@@ -239,6 +240,7 @@ v1::RankAcknowledgement ToMessage(const core::RankAcknowledgement& acknowledgeme
   for (const std::string& name : acknowledgement.checkpoints) message.add_checkpoints(name);
   message.set_evaluations(acknowledgement.evaluations);
   message.set_artifacts(acknowledgement.artifacts);
+  message.set_warnings(acknowledgement.warnings);
   message.set_exit(acknowledgement.exit);
   message.set_fenced(acknowledgement.fenced);
   return message;

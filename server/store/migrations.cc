@@ -159,10 +159,12 @@ constexpr char kTaskScores[] =
     "ALTER TABLE evaluations ADD COLUMN score REAL NOT NULL DEFAULT 0;"
     "ALTER TABLE evaluations ADD COLUMN examples INTEGER NOT NULL DEFAULT 0";
 
+constexpr char kWarnings[] = "ALTER TABLE attempts ADD COLUMN warnings INTEGER NOT NULL DEFAULT 0";
+
 }  // namespace
 
 const std::vector<Migration>& Migrations() {
-  static const std::vector<Migration> migrations = {{1, kFirst}, {2, kTaskScores}};
+  static const std::vector<Migration> migrations = {{1, kFirst}, {2, kTaskScores}, {3, kWarnings}};
   return migrations;
 }
 

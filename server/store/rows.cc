@@ -157,6 +157,7 @@ core::Attempt ReadAttempt(Statement& row, const JobId& job_id) {
   attempt.stop_time = row.Time();
   attempt.progressed = row.Bool();
   attempt.sample_sequence = row.Integer();
+  attempt.warnings = row.Integer();
   return attempt;
 }
 
@@ -179,8 +180,8 @@ absl::Status LoadJobParts(Database& database, core::StoredState::JobRows& rows) 
       database
           .Prepared(
               "SELECT number, phase, command, start_time, end_time, failure_class, message, cause_worker, cause_time, "
-              "resumed_from, manifest_sha256, store_address, stop_time, progressed, sample_sequence FROM attempts "
-              "WHERE job_id = ? ORDER BY number")
+              "resumed_from, manifest_sha256, store_address, stop_time, progressed, sample_sequence, warnings "
+              "FROM attempts WHERE job_id = ? ORDER BY number")
           .Bind(job_id),
       [&](Statement& row) {
         rows.attempts.push_back(ReadAttempt(row, rows.job.id));
@@ -303,15 +304,17 @@ absl::Status WriteAttempt(Database& database, const core::Attempt& attempt) {
           .Prepared(
               "INSERT INTO attempts (job_id, number, phase, command, start_time, end_time, failure_class, message, "
               "cause_worker, cause_time, resumed_from, manifest_sha256, store_address, stop_time, progressed, "
-              "sample_sequence) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (job_id, number) DO UPDATE SET "
+              "sample_sequence, warnings) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) "
+              "ON CONFLICT (job_id, number) DO UPDATE SET "
               "end_time = excluded.end_time, failure_class = excluded.failure_class, message = excluded.message, "
               "cause_worker = excluded.cause_worker, cause_time = excluded.cause_time, "
               "store_address = excluded.store_address, stop_time = excluded.stop_time, "
-              "progressed = excluded.progressed, sample_sequence = excluded.sample_sequence")
+              "progressed = excluded.progressed, sample_sequence = excluded.sample_sequence, warnings = "
+              "excluded.warnings")
           .BindAll(attempt.job_id.value(), attempt.number, Number(attempt.phase), attempt.command, attempt.start_time,
                    attempt.end_time, Number(attempt.failure_class), attempt.message, attempt.cause_worker.value(),
                    attempt.cause_time, attempt.resumed_from, attempt.manifest_sha256, attempt.store_address,
-                   attempt.stop_time, attempt.progressed, attempt.sample_sequence)
+                   attempt.stop_time, attempt.progressed, attempt.sample_sequence, attempt.warnings)
           .Run();
   for (const core::Rank& rank : attempt.ranks) {
     if (!status.ok()) return status;

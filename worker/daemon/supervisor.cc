@@ -8,6 +8,8 @@
 #include <optional>
 #include <utility>
 
+#include "proto/support/first_bytes.h"
+
 namespace longspan::worker {
 namespace {
 
@@ -111,6 +113,8 @@ void Supervisor::Acknowledge(const v1::RankAcknowledgement& acknowledgement, abs
       std::max(rank.evaluations_acknowledged, static_cast<size_t>(std::max<int64_t>(0, acknowledgement.evaluations())));
   rank.artifacts_acknowledged =
       std::max(rank.artifacts_acknowledged, static_cast<size_t>(std::max<int64_t>(0, acknowledgement.artifacts())));
+  rank.warnings_acknowledged =
+      std::max(rank.warnings_acknowledged, static_cast<size_t>(std::max<int64_t>(0, acknowledgement.warnings())));
   if (acknowledgement.exit() && rank.process == Process::kEnded) Forget(found, effects);
 }
 
@@ -474,6 +478,11 @@ void Supervisor::TakeLine(const RankKey& key, Rank& rank, const lines::FromTrain
           },
           [&](const lines::Warning& warning) {
             effects->push_back(Warn(fmt::format("{} warns: {}", ToString(key), warning.message)));
+            const int told = rank.report.warnings_size();
+            if (told >= kWarningsMax) return;
+            rank.report.add_warnings(told + 1 < kWarningsMax ? FirstBytes(warning.message, kWarningBytesMax)
+                                                             : "there are more; they are in the log");
+            ReportBy(now);
           },
           [&](const lines::Failed& failed) { rank.words.failed = failed; },
           [&](const lines::Done& done) { rank.words.done = done; },
@@ -509,6 +518,7 @@ void Supervisor::FillReport(absl::Time now, v1::SynchronizeRequest* request) {
     // The lists go whole until they are stored whole: the server needs no memory of what it has seen.
     if (static_cast<size_t>(report->evaluations_size()) <= rank.evaluations_acknowledged) report->clear_evaluations();
     if (static_cast<size_t>(report->artifacts_size()) <= rank.artifacts_acknowledged) report->clear_artifacts();
+    if (static_cast<size_t>(report->warnings_size()) <= rank.warnings_acknowledged) report->clear_warnings();
     if (rank.process == Process::kEnded) {
       report->mutable_exit()->set_age_ms(absl::ToInt64Milliseconds(now - rank.ended_at));
     } else if (rank.expect_until > now) {

@@ -69,6 +69,9 @@ class Supervisor {
   static constexpr size_t kSamplesMax = 200;
   // Evaluation rows, artifacts and unacknowledged checkpoints of one rank; more are dropped.
   static constexpr int kRowsMax = 1000;
+  // Warnings of one rank that the server is told, and of each its first bytes; the log has them all.
+  static constexpr int kWarningsMax = 20;
+  static constexpr size_t kWarningBytesMax = 1024;
   // Jobs whose ended ranks are remembered after the server forgot them, so that a late answer starts nothing twice.
   static constexpr size_t kEndedJobsMax = 256;
 
@@ -116,6 +119,7 @@ class Supervisor {
     v1::RankReport report;  // all but expect_no_progress and the exit's age
     size_t evaluations_acknowledged = 0;
     size_t artifacts_acknowledged = 0;
+    size_t warnings_acknowledged = 0;
     int64_t samples_numbered = 0;
     std::set<std::string> announced;  // checkpoints ever announced
     std::set<std::string> recorded;   // checkpoint_recorded lines already sent

@@ -113,6 +113,7 @@ class Script {
     ack->set_sample_sequence(Number("samples", 0));
     ack->set_evaluations(Number("evaluations", 0));
     ack->set_artifacts(Number("artifacts", 0));
+    ack->set_warnings(Number("warnings", 0));
     if (arguments_.contains("checkpoint")) ack->add_checkpoints(Text("checkpoint"));
     for (const std::string& word : positional_) {
       if (word == "exit") ack->set_exit(true);
@@ -203,6 +204,7 @@ class Script {
     for (const auto& row : rank.evaluations())
       text += fmt::format(" {}@{}={:g}", row.model(), row.length(), row.perplexity());
     for (const auto& artifact : rank.artifacts()) text += fmt::format(" {}={}", artifact.kind(), artifact.path());
+    for (const std::string& warning : rank.warnings()) text += fmt::format(" warning='{}'", warning);
     if (rank.has_expect_no_progress()) text += fmt::format(" expect={}s", rank.expect_no_progress().seconds());
     if (rank.has_exit()) {
       const v1::RankExit& exit = rank.exit();
