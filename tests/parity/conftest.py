@@ -9,7 +9,7 @@ import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
-from reference import tiny_models, trainer  # noqa: E402
+from reference import prober, tiny_models, trainer  # noqa: E402
 
 
 def pytest_configure(config):
@@ -25,3 +25,9 @@ def shelf(tmp_path_factory):
 @pytest.fixture(scope="session")
 def trainer_binary():
     return trainer.binary()
+
+
+@pytest.fixture(scope="session")
+def probes():
+    with prober.Prober() as one:
+        yield one
