@@ -4,9 +4,13 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from reference import attention, compare, tiny_jobs, trainer, work_folder
+from reference import attention, compare, oracle, tiny_jobs, trainer, work_folder
+from reference.exported_job import evaluation_rows
+from reference.families import FAMILIES
+from reference.nf4 import dequantized_folder
 from test_train_step import dumped, gradients_of, train, train_two_ranks
 
 CONTEXT = 64
@@ -118,3 +122,62 @@ def test_buckets_of_joined_text_are_refused(packed_job, tmp_path, trainer_binary
     spec = trainer.merged_spec(packed_job.spec, {"data": {"packing": False, "bucketing": True}})
     done = trainer.command("prepare", trainer.write_spec(spec, tmp_path / "spec.json"), "--work", tmp_path / "work")
     assert done.returncode == 2 and "data.bucketing" in done.stderr + done.stdout, trainer.report(done)
+
+
+# ---- documents in rows longer than a model's sliding window ----
+
+WINDOWED = {
+    "mistral_outgrown": ("mistral_window_outgrown", "lora", True),
+    "mistral_kept": ("mistral_window_kept", "longlora", False),
+    "qwen2_in_one_layer": ("qwen2_window_in_one_layer", "qlonglora", True),
+}
+
+
+def without_window(config):
+    config.sliding_window = None
+    config.layer_types = ["full_attention"] * config.num_hidden_layers
+    return config
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_a_sliding_window_counts_within_each_document(name, tmp_path, trainer_binary):
+    """Base, rescaled and extended over all documents; the window goes where the job's context outgrows it, and not from the base."""
+    family, method, outgrown = WINDOWED[name]
+    job = tiny_jobs.write_job(tmp_path / "job", FAMILIES[family], data={"packing": True, "holdout_fraction": ...})
+    write_documents(job.corpus)
+    longest = json.dumps({"text": tiny_jobs.words(250, seed=9)})
+    (job.corpus / "long.jsonl").write_text(longest + "\n")
+    spec = trainer.merged_spec(job.spec, {
+        "kind": "evaluate", "rope": {"kind": "linear"}, "method": {"kind": method, "rank": ..., "alpha": ...},
+        "evaluation": {"lengths": [50, 200]}, "training": {"steps": ..., "global_batch": ..., "micro_batch": ...}, "checkpoint": ...,
+    })  # fmt: skip
+    adapted = {**spec, "method": {"kind": method.removeprefix("q")}}
+    spec["method"]["adapter"] = str(oracle.write_adapter(job.model, tmp_path / "adapter", adapted))
+    done = trainer.command("run", trainer.write_spec(spec, tmp_path / "spec.json"), "--work", tmp_path / "work")
+    assert done.returncode == 0, trainer.report(done)
+
+    tokens, offsets, _ = work_folder.prepared(tmp_path / "work")
+    documents = [torch.from_numpy(tokens[a:b].astype("int64")) for a, b in zip(offsets, offsets[1:], strict=False)]
+    assert max(map(len, documents)) > 200
+    folder = dequantized_folder(job.model, tmp_path / "dequantized") if method.startswith("q") else job.model
+    config = oracle.extended_config(job.model, 128)
+    own = AutoModelForCausalLM.from_pretrained(folder)
+    rescaled = AutoModelForCausalLM.from_pretrained(folder, config=without_window(config) if outgrown else config)
+
+    def loss_of(model, length):
+        total, scored = 0.0, 0
+        for piece in (piece for document in documents for piece in document.split(length) if len(piece) > 1):
+            with torch.no_grad():
+                logits = model(input_ids=piece[None]).logits[0, :-1]
+            total += torch.nn.functional.cross_entropy(logits, piece[1:], reduction="sum").item()
+            scored += len(piece) - 1
+        return total / scored
+
+    rows = evaluation_rows(tmp_path / "work")
+    expected = {("base", length): loss_of(own, length) for length in (50, 200)}
+    expected |= {("rescaled", length): loss_of(rescaled, length) for length in (50, 200)}
+    extended = PeftModel.from_pretrained(rescaled, spec["method"]["adapter"], autocast_adapter_dtype=False).eval()
+    expected |= {("extended", length): loss_of(extended, length) for length in (50, 200)}
+    assert {key: row["loss"] for key, row in rows.items()} == pytest.approx(expected, rel=1e-5)
+    blind = AutoModelForCausalLM.from_pretrained(folder, config=without_window(AutoConfig.from_pretrained(job.model)))
+    assert abs(loss_of(blind, 200) / expected["base", 200] - 1) > 1e-4, "the window hides nothing here"

@@ -114,6 +114,26 @@ TEST(SplitData, PackedTrainingTextIsWhatIsLeftOfEachDocument) {
   }
 }
 
+// An evaluation measures all of a corpus: with borders kept that is every document, not one long text.
+TEST(SplitData, WhereEverythingIsMeasuredEveryDocumentKeepsItsBorders) {
+  const std::vector<uint64_t> offsets = {0, 30, 30, 60, 200};
+  SplitOptions options;
+  options.holdout_fraction = 1;
+  options.context_length = 16;
+  for (const RowKind rows : {RowKind::kJoined, RowKind::kPacked, RowKind::kRecords}) {
+    options.rows = rows;
+    options.whole_documents = rows == RowKind::kRecords;
+    const DataSplit split = SplitData(offsets.data(), 4, options);
+    EXPECT_EQ(split.heldout_tokens, 200);
+    EXPECT_EQ(split.training_tokens, 0);
+    EXPECT_EQ(split.rows, 0);
+    EXPECT_EQ(split.heldout.size(), 3);
+  }
+  options.whole_documents = false;
+  EXPECT_THAT(Lengths(PlanHeldOut(SplitData(offsets.data(), 4, options), false, 100)),
+              ElementsAre(ElementsAre(100), ElementsAre(40, 30, 30)));
+}
+
 TEST(SplitData, RecordsAreHeldOutWholeAndNeverAll) {
   const std::vector<uint64_t> offsets = {0, 30, 60, 90, 120, 200};
   SplitOptions options;

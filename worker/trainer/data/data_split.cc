@@ -55,6 +55,16 @@ std::vector<TokenRange> TrainingDocuments(const uint64_t* offsets, int64_t docum
   return training;
 }
 
+// Each a range of its own: who keeps borders must find them.
+std::vector<TokenRange> EveryDocument(const uint64_t* offsets, int64_t documents) {
+  std::vector<TokenRange> ranges;
+  for (int64_t document = 0; document < documents; ++document) {
+    const TokenRange range{static_cast<int64_t>(offsets[document]), static_cast<int64_t>(offsets[document + 1])};
+    if (range.size() > 0) ranges.push_back(range);
+  }
+  return ranges;
+}
+
 int64_t TokensOf(const std::vector<TokenRange>& ranges) {
   int64_t tokens = 0;
   for (const TokenRange& range : ranges) tokens += range.size();
@@ -67,7 +77,7 @@ std::vector<TokenRange> ChooseHeldOut(const uint64_t* offsets, int64_t documents
                                       int64_t minimum_tokens, int64_t context_length) {
   const auto total = static_cast<int64_t>(offsets[documents]);
   if (fraction <= 0) return {};
-  if (fraction >= 1) return total > 0 ? std::vector<TokenRange>{{0, total}} : std::vector<TokenRange>{};
+  if (fraction >= 1) return EveryDocument(offsets, documents);
   int64_t wanted = std::min(WantedTokens(total, fraction, minimum_tokens), total - context_length);
   std::vector<TokenRange> ranges;
   for (const int64_t document : HoldOutOrder(documents)) {
@@ -85,6 +95,7 @@ std::vector<TokenRange> ChooseHeldOut(const uint64_t* offsets, int64_t documents
 std::vector<TokenRange> ChooseHeldOutRecords(const uint64_t* offsets, int64_t documents, double fraction,
                                              int64_t minimum_tokens) {
   if (fraction <= 0 || documents == 0) return {};
+  if (fraction >= 1) return EveryDocument(offsets, documents);
   int64_t wanted = WantedTokens(static_cast<int64_t>(offsets[documents]), fraction, minimum_tokens);
   std::vector<TokenRange> ranges;
   std::vector<int64_t> order = HoldOutOrder(documents);

@@ -11,12 +11,13 @@ namespace longspan::trainer {
 
 // Which tokens are held out: whole documents in a fixed pseudo-random order until `fraction` of the tokens (but at
 // least `minimum_tokens`, where that is not more than a quarter of all) is reached; of the last one only the tail.
-// Sorted, disjoint. A larger fraction holds out a superset. `offsets` has one entry per document and a last one for the
-// end. Pure.
+// Sorted, disjoint. A larger fraction holds out a superset, 1 every document whole. `offsets` has one entry per
+// document and a last one for the end. Pure.
 std::vector<TokenRange> ChooseHeldOut(const uint64_t* offsets, int64_t documents, double fraction,
                                       int64_t minimum_tokens, int64_t context_length);
 
-// The same for records, of which a tail says nothing: whole documents only, the last one whole too, and never all.
+// The same for records, of which a tail says nothing: whole documents only, the last one whole too, and below a
+// fraction of 1 never all.
 std::vector<TokenRange> ChooseHeldOutRecords(const uint64_t* offsets, int64_t documents, double fraction,
                                              int64_t minimum_tokens);
 
