@@ -20,7 +20,8 @@ def reach(config):
 
 
 def rotary_dims(config):
-    return int(config.head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
 
 
 def _factor(config, context_length, rope):

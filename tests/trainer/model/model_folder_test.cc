@@ -63,6 +63,20 @@ TEST(ModelFamily, TellsWhichLinearLayersHaveABias) {
               ElementsAre("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"));
 }
 
+TEST(ModelFamily, CapsTheNumberOfLayersOfEveryFamily) {
+  for (const ModelFamily& family : ModelFamilies()) {
+    TinyShape shape;
+    shape.changes = {{"architectures", {family.architecture}}, {"rotary_pct", 1.0}};
+    if (!family.has_gate()) shape.changes["hidden_act"] = "gelu";
+    const auto parse = [&shape] { return ParseModelConfig(TinyConfig(shape), "c"); };
+    shape.layers = 10000;
+    EXPECT_EQ(parse().layer_windows.size(), 10000) << family.architecture;
+    shape.layers = 10001;
+    EXPECT_THAT(MessageOf<UserError>(parse), HasSubstr("num_hidden_layers 10001 is more than 10000"))
+        << family.architecture;
+  }
+}
+
 json WindowConfig(const char* architecture, const json& changes) {
   TinyShape shape;
   shape.layers = 3;

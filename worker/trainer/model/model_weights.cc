@@ -49,6 +49,16 @@ class AdapterTensors {
         "cannot load {}: tensor \"{}\" ({} such) belongs to no module of the model that adapter_config.json targets",
         file_->path(), *left_.begin(), left_.size()));
   }
+  // PEFT looks for a head of two names under one of them, by the version of transformers: what a job made of such an
+  // adapter could lose it without a word.
+  void CheckHead(const ModelFamily& family) const {
+    if (family.head_alias.empty()) return;
+    for (const std::string& head : {family.head, family.head_alias}) {
+      if (!Has(head + ".weight")) continue;
+      throw UserError(fmt::format("cannot load {}: {} replaces the head of {}, which does not train beside LoRA",
+                                  file_->path(), head, family.architecture));
+    }
+  }
   // With tied embeddings the file has the one tensor under two names; PEFT keeps an old head otherwise.
   void CheckTied(const ModelConfig& config) {
     if (!file_ || !config.tie_word_embeddings) return;
@@ -76,6 +86,7 @@ class Loader {
 
   ModelWeights Load() {
     const std::vector<int64_t> vocabulary = {config_.vocab_size, config_.hidden_size};
+    adapter_.CheckHead(*config_.family);
     adapter_.CheckTied(config_);
     weights_.embedding.value = LoadReplaceable(EmbeddingName(config_), vocabulary);
     for (int64_t layer = 0; layer < config_.num_hidden_layers; ++layer) LoadLayer(static_cast<size_t>(layer));
