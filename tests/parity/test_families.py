@@ -98,11 +98,15 @@ def test_greedy_texts_are_transformers_own(name, shelf, tmp_path, trainer_binary
 
 # ---- whole jobs ----
 
+LONGLORA_JOBS = [name for name in FAMILIES if name not in ("llama_attention_bias", "llama_mlp_bias", "mistral_no_window")]
+# Each family once: its variants differ in what is computed (test_family_matrix.py), not in what these methods write. Llama in 4 bits is
+# test_nf4.py's.
+FULL_JOBS = ["llama_all_biases_tied", "mistral_window_outgrown", "qwen2", "qwen3", "gpt_neox"]
+QUANTIZED_JOBS = ["mistral_window_outgrown", "qwen2", "qwen3", "gpt_neox"]
 JOBS = {
     f"{name}_{method}": (name, method)
-    for name in FAMILIES
-    for method in ("longlora", "full")
-    if name not in ("llama_attention_bias", "llama_mlp_bias", "mistral_no_window")
+    for method, names in (("longlora", LONGLORA_JOBS), ("full", FULL_JOBS), ("qlonglora", QUANTIZED_JOBS))
+    for name in names
 }
 
 
@@ -114,10 +118,13 @@ def exported(tmp_path_factory, trainer_binary):
     def get(key):
         if key not in done:
             name, method = JOBS[key]
-            changes = {"method": {"kind": method}, "evaluation": {"lengths": [64, 128, 200]}}
+            changes = {
+                "method": {"kind": method}, "evaluation": {"lengths": [64, 128, 200]}, "training": {"steps": 2},
+                "checkpoint": {"every_steps": 0},
+            }  # fmt: skip
             if method == "full":
                 changes["method"].update(rank=..., alpha=...)
-            done[key] = ExportedJob(tmp_path_factory.mktemp(key), FAMILIES[name], documents=1, words_each=4200, **changes)
+            done[key] = ExportedJob(tmp_path_factory.mktemp(key), FAMILIES[name], documents=1, words_each=2100, **changes)
         return done[key]
 
     return get
@@ -128,24 +135,40 @@ def ids():
     return torch.randint(0, tiny_jobs.VOCAB, (2, 101), generator=torch.Generator().manual_seed(8))
 
 
-def probed_logits(job, ids, folder, **changes):
+def probed_logits(job, ids, probes, **changes):
     spec = trainer.merged_spec(job.job.spec, {"attention": {"kind": "full"}, **changes})
-    return trainer.probe(spec, ids, None, folder)["logits"]
+    return probes.probe(spec, ids)["logits"]
 
 
-@pytest.mark.parametrize("key", [key for key in JOBS if key.endswith("longlora")])
-def test_adapter_merged_and_trainer_give_equal_logits(key, exported, ids, tmp_path, monkeypatch):
+@pytest.mark.parametrize("key", [key for key in JOBS if key.endswith("_longlora")])
+def test_adapter_merged_and_trainer_give_equal_logits(key, exported, ids, probes, monkeypatch):
     job = exported(key)
     merged = logits_of(AutoModelForCausalLM.from_pretrained(job.work / "merged"), ids)
     adapted = logits_of(load_as_documented(job.work / "adapter", monkeypatch), ids)
     method = {**job.job.spec["method"], "adapter": str(job.work / "adapter")}
-    assert compare.relative_error(probed_logits(job, ids, tmp_path, method=method), adapted) < 1e-4
+    assert compare.relative_error(probed_logits(job, ids, probes, method=method), adapted) < 1e-4
     assert compare.relative_error(merged, adapted) < 1e-4
     base = logits_of(AutoModelForCausalLM.from_pretrained(job.job.model), ids)
     assert compare.relative_error(adapted, base) > 1e-2, "training changed nothing"
 
 
-@pytest.mark.parametrize("key", [key for key in JOBS if key.endswith("longlora")])
+@pytest.mark.parametrize("key", [key for key in JOBS if key.endswith("_qlonglora")])
+def test_adapter_over_4_bits_and_merged_give_equal_logits(key, exported, ids, probes, tmp_path, monkeypatch):
+    """The adapter in PEFT over the dequantised base, the merged model in transformers, the trainer from its own adapter."""
+    job = exported(key)
+    merged = logits_of(AutoModelForCausalLM.from_pretrained(job.work / "merged"), ids)
+    dequantized = dequantized_folder(job.job.model, tmp_path / "dequantized")
+    readme = job.work / "adapter" / "README.md"
+    readme.write_text(readme.read_text().replace(str(job.job.model), str(dequantized)))
+    adapted = logits_of(load_as_documented(job.work / "adapter", monkeypatch), ids)
+    method = {"kind": "qlonglora", "adapter": str(job.work / "adapter")}
+    assert compare.relative_error(probed_logits(job, ids, probes, method=method), adapted) < 1e-4
+    assert compare.relative_error(merged, adapted) < 1e-4
+    base = logits_of(AutoModelForCausalLM.from_pretrained(dequantized), ids)
+    assert compare.relative_error(adapted, base) > 1e-2, "training changed nothing"
+
+
+@pytest.mark.parametrize("key", [key for key in JOBS if key.endswith("_longlora")])
 def test_peft_loads_exactly_what_was_saved(key, exported, monkeypatch):
     """Modules are matched by suffix: every saved tensor must arrive, and PEFT must expect no further one."""
     job = exported(key)
@@ -157,18 +180,18 @@ def test_peft_loads_exactly_what_was_saved(key, exported, monkeypatch):
     assert all(torch.equal(loaded[name], stored[name]) for name in stored)
 
 
-@pytest.mark.parametrize("key", [key for key in JOBS if key.endswith("full")])
-def test_merged_model_of_full_training_gives_the_trainers_logits(key, exported, ids, tmp_path):
+@pytest.mark.parametrize("key", [key for key in JOBS if key.endswith("_full")])
+def test_merged_model_of_full_training_gives_the_trainers_logits(key, exported, ids, probes):
     job = exported(key)
     merged = logits_of(AutoModelForCausalLM.from_pretrained(job.work / "merged"), ids)
-    probed = probed_logits(job, ids, tmp_path, model={"path": str(job.work / "merged")})
+    probed = probed_logits(job, ids, probes, model={"path": str(job.work / "merged")})
     assert compare.relative_error(probed, merged) < 1e-4
     base, after = job.base_tensors(), job.merged_tensors()
     assert set(base) == set(after)
     assert not [name for name in base if torch.equal(base[name], after[name])]
 
 
-@pytest.mark.parametrize("key", [key for key in JOBS if key.endswith("longlora")])
+@pytest.mark.parametrize("key", [key for key in JOBS if key.endswith("_longlora")])
 def test_only_what_trains_changes(key, exported):
     job = exported(key)
     base, merged = job.base_tensors(), job.merged_tensors()
@@ -180,7 +203,7 @@ def test_only_what_trains_changes(key, exported):
     assert changed == (names - {"lm_head.weight"} if job.tiny.tied else names)
 
 
-@pytest.mark.parametrize("key", [key for key in JOBS if key.endswith("longlora")])
+@pytest.mark.parametrize("key", [key for key in JOBS if key.endswith("_longlora")])
 def test_perplexity_is_transformers_own(key, exported):
     """Of the base with its own config and of the merged model with the exported one."""
     job = exported(key)
@@ -214,7 +237,7 @@ def test_exported_window_is_the_one_that_training_used(name, window, exported):
     assert (("rescaled", 64) in evaluation_rows(job.work))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ["llama_all_biases_tied", "mistral_no_window", "qwen2", "qwen3_tied_biases", "gpt_neox"])
 def test_random_weights_train(name, tmp_path, trainer_binary):
     """model.init random: the tensors of the family, norms 1, biases 0, drawn with the config's deviation."""
     tiny = FAMILIES[name]

@@ -10,12 +10,14 @@ from .tensors import read_tensors
 
 
 class ExportedJob:
-    def __init__(self, root, tiny, **changes):
+    """`commands`: of the trainer, in their order; by default all phases in one process."""
+
+    def __init__(self, root, tiny, commands=("run",), **changes):
         self.job = tiny_jobs.write_job(root, tiny, **changes)
         self.tiny = tiny
         self.work = root / "work"
         spec = trainer.write_spec(self.job.spec, root / "spec.json")
-        for command in ("prepare", "train", "evaluate", "export"):
+        for command in commands:
             done = trainer.command(command, spec, "--work", self.work)
             assert done.returncode == 0, f"{command}: {trainer.report(done)}"
         self.method = self.job.spec["method"]["kind"]
