@@ -1,7 +1,7 @@
 // The phase "evaluate" of a job: perplexity and tasks of the base, rescaled and extended model, side by side.
 //
-// Every rank runs it with the same job; rank 0 tells the rows and writes the files. What an earlier attempt has measured
-// of the same checkpoint is kept in <work>/evaluation/ and not measured again. Not thread-safe.
+// Every rank runs it with the same job; rank 0 tells the rows and writes the files. What an earlier attempt has
+// measured of the same checkpoint is kept in <work>/evaluation/ and not measured again. Not thread-safe.
 #pragma once
 
 #include <filesystem>

@@ -1,10 +1,11 @@
 // Every family (model_family.h): embedding, decoder layers, final norm, head; one pass forward and one back over a
 // batch.
+#include "worker/trainer/model/causal_lm.h"
+
 #include <fmt/format.h>
 
 #include <optional>
 
-#include "worker/trainer/model/causal_lm.h"
 #include "worker/trainer/model/decoder_layer.h"
 #include "worker/trainer/model/model_weights.h"
 #include "worker/trainer/model/packed_documents.h"
@@ -37,9 +38,9 @@ void CheckIds(const at::Tensor& ids, int64_t vocab_size, int64_t also_allowed, c
   }
 }
 
-class LlamaCausalLm : public CausalLm {
+class Decoder : public CausalLm {
  public:
-  explicit LlamaCausalLm(const ModelOptions& options)
+  explicit Decoder(const ModelOptions& options)
       : options_(options),
         config_(WithJobWindow(WithJobRope(ReadModelConfig(options.spec.model.path), options.spec), options.spec)),
         plan_(ResolveAdapterPlan(options.spec, AdaptableModelOf(config_))),
@@ -311,8 +312,6 @@ class LlamaCausalLm : public CausalLm {
 
 }  // namespace
 
-std::unique_ptr<CausalLm> CausalLm::Load(const ModelOptions& options) {
-  return std::make_unique<LlamaCausalLm>(options);
-}
+std::unique_ptr<CausalLm> CausalLm::Load(const ModelOptions& options) { return std::make_unique<Decoder>(options); }
 
 }  // namespace longspan::trainer
