@@ -1,4 +1,4 @@
-"""The attention kinds beside s2 and full: the wrapped edge and short groups, against the mask, and their causality."""
+"""The attention kinds beside s2 and full: the wrapped edge and short groups, against the mask. Their causality is in test_causality.py."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import torch
 
 from reference import compare, oracle, trainer
 from reference.tiny_models import TinyModel
-from test_causality import DEEP, DEEP_ODD, job, tokens
+from test_causality import DEEP, job, tokens
 from test_probe import FIFTEEN, MHA, ODD_HEADS_ONE_KV, ODD_KV, ODD_KV_EVEN_HEADS, ODD_MHA, ONE_HEAD, ONE_KV
 from test_probe import TIED, Case, job_of, make_inputs
 
@@ -80,28 +80,6 @@ def test_bf16_errs_at_most_twice_as_much_as_plain_bf16(name, shelf, tmp_path, tr
         if tensor != "loss":
             ours, theirs = ((side[tensor] - exact[tensor]).norm() for side in (actual, plain))
             assert ours <= 2 * theirs, tensor
-
-
-@pytest.mark.parametrize("model", [DEEP, DEEP_ODD], ids=["even_heads", "nine_heads_three_kv"])
-@pytest.mark.parametrize(
-    "length, options",
-    [
-        (64, {"edge": "wrap"}), (61, {"edge": "wrap", "group_size": 7}), (50, {"edge": "wrap", "group_size": 32}),
-        (33, {"edge": "wrap", "group_size": 1}), (64, {"kind": "short"}), (61, {"kind": "short", "group_size": 7}),
-    ],
-    ids=["wrap", "wrap_ragged", "wrap_half_context", "wrap_group_of_one", "short", "short_ragged"],
-)  # fmt: skip
-def test_a_token_never_changes_logits_before_it(model, length, options, shelf, tmp_path, trainer_binary):
-    spec = job(shelf.folder(model), **options)
-    ids = tokens((1, length))
-    places = sorted({1, 2, 7, 8, length // 2 - 1, length // 2, length - 8, length - 2, length - 1})
-    changed = ids.repeat(len(places) + 1, 1)
-    for row, place in enumerate(places, start=1):
-        changed[row, place] = (changed[row, place] + 1) % 97
-    logits = trainer.probe(spec, changed, None, tmp_path)["logits"]
-    for row, place in enumerate(places, start=1):
-        assert torch.equal(logits[row, :place], logits[0, :place]), f"token {place} changed a logit before it"
-        assert not torch.equal(logits[row, place], logits[0, place])
 
 
 def test_the_wrapped_block_sees_the_first_half_block_and_nothing_else_of_the_start(shelf, tmp_path, trainer_binary):

@@ -34,9 +34,14 @@ def tokens(shape, vocab=97, seed=3):
 @pytest.mark.parametrize("model", [DEEP, DEEP_ODD], ids=["even_heads", "nine_heads_three_kv"])
 @pytest.mark.parametrize(
     "length, options",
-    [(64, {}), (61, {"group_size": 7}), (64, {"kind": "full"}), (50, {"group_size": 32}), (33, {"group_size": 1})],
-    ids=["s2", "s2_ragged", "full_attention", "s2_half_context", "s2_group_of_one"],
-)
+    [
+        (64, {}), (61, {"group_size": 7}), (50, {"group_size": 32}), (33, {"group_size": 1}),
+        (64, {"edge": "wrap"}), (61, {"edge": "wrap", "group_size": 7}), (50, {"edge": "wrap", "group_size": 32}),
+        (33, {"edge": "wrap", "group_size": 1}), (64, {"kind": "full"}), (64, {"kind": "short"}), (61, {"kind": "short", "group_size": 7}),
+    ],
+    ids=["s2", "s2_ragged", "s2_half_context", "s2_group_of_one", "wrap", "wrap_ragged", "wrap_half_context", "wrap_group_of_one",
+         "full_attention", "short", "short_ragged"],
+)  # fmt: skip
 def test_a_token_never_changes_logits_before_it(model, length, options, shelf, tmp_path, trainer_binary):
     spec = job(shelf.folder(model), **options)
     ids = tokens((1, length))

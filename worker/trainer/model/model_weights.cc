@@ -12,7 +12,7 @@
 namespace longspan::trainer {
 namespace {
 
-const std::string kPeftPrefix = "base_model.model.";
+constexpr char kPeftPrefix[] = "base_model.model.";
 
 std::string EmbeddingName(const ModelConfig& config) { return config.family->embedding + ".weight"; }
 std::string HeadName(const ModelConfig& config) { return config.family->head + ".weight"; }
