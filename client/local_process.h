@@ -1,5 +1,6 @@
 // A child process in its own process group, which ends when this one does. Start from a thread that lives as long as
-// the children shall: their death signal follows the thread. Not thread-safe.
+// the children shall: their death signal follows the thread. It reaches the child only: what that starts in its turn
+// must end with it by itself, as a daemon's trainers do. Not thread-safe.
 #pragma once
 
 #include <sys/types.h>

@@ -116,22 +116,34 @@ TEST_F(LocalClusterTest, AnEndedWorkerIsToldOnce) {
   }
 }
 
-TEST_F(LocalClusterTest, ChildrenDieWithTheirParent) {
+// The shell becomes `sleep` instead of starting it: the signal of the death goes to the child, not to the child's own.
+void ExpectChildDiesWithItsParent(bool once_it_runs) {
   int line[2];
   ASSERT_EQ(::pipe(line), 0);
   const pid_t parent = ::fork();
   if (parent == 0) {
     LocalProcess::Options options;
-    options.command = {"/bin/sh", "-c", "sleep 1000"};
+    options.command = {"/bin/sh", "-c", "echo; exec sleep 1000"};
+    ::dup2(line[1], STDOUT_FILENO);
     LocalProcess child(options);  // it holds the writing end of the pipe open
+    ::close(line[1]);
+    ::close(STDOUT_FILENO);
+    char newline = 0;
+    if (once_it_runs && ::read(line[0], &newline, 1) != 1) ::_exit(1);
     ::kill(::getpid(), SIGKILL);
   }
   ::close(line[1]);
-  ::waitpid(parent, nullptr, 0);
+  int status = 0;
+  ::waitpid(parent, &status, 0);
+  EXPECT_TRUE(WIFSIGNALED(status)) << "the child must say that it runs";
   char byte = 0;
-  EXPECT_EQ(::read(line[0], &byte, 1), 0) << "end of file comes when the last holder is gone";
+  while (::read(line[0], &byte, 1) == 1) continue;  // end of file comes when the last holder is gone
   ::close(line[0]);
 }
+
+TEST_F(LocalClusterTest, ARunningChildDiesWithItsParent) { ExpectChildDiesWithItsParent(true); }
+
+TEST_F(LocalClusterTest, AChildAtItsStartDiesWithItsParent) { ExpectChildDiesWithItsParent(false); }
 
 TEST_F(LocalClusterTest, ExitCodesAreAShells) {
   LocalProcess::Options options;
