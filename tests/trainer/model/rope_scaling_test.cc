@@ -323,6 +323,18 @@ TEST(ExtendRope, TwoRotaryDimensionsAreTooFewForNtkAndDynamic) {
   EXPECT_EQ(ExtendRope({}, 64, 2, Job(256)).factor, 4);
 }
 
+// A model with such a theta is refused when it has yarn already; a job could still give it yarn, or such a theta.
+TEST(ExtendRope, YarnNeedsAThetaAboveOne) {
+  RopeParameters own;
+  own.theta = 1e-5;
+  EXPECT_THAT(MessageOf<SpecError>([&] { ExtendRope(own, 64, 16, Job(256, Section(RopeKind::kYarn))); }),
+              HasSubstr("theta 1e-05 must be above 1 for yarn scaling"));
+  EXPECT_EQ(ExtendRope(own, 64, 16, Job(256)).factor, 4);
+  jobfile::RopeSection theta = Section(RopeKind::kTheta);
+  theta.theta = 1;
+  EXPECT_THAT(SpecRefusal(Scaling(Yarn()), Job(256, theta)), HasSubstr("theta 1 must be above 1 for yarn scaling"));
+}
+
 // Every kind that a job can make, and every kind that a model can have.
 std::vector<RopeParameters> AllKinds() {
   std::vector<RopeParameters> all;

@@ -95,9 +95,13 @@ void RefuseTwoDimensions(RopeKind kind, int64_t rotary_dims) {
                   jobfile::NameOf(kind), rotary_dims));
 }
 
-}  // namespace
+// Its ramp is computed with logarithms to this base.
+void RefuseThetaWithoutLogarithm(const RopeParameters& rope) {
+  if (rope.kind != RopeScalingKind::kYarn || rope.theta > 1) return;
+  throw SpecError(fmt::format("rope: theta {} must be above 1 for yarn scaling; use linear", rope.theta));
+}
 
-RopeParameters ExtendRope(const RopeParameters& own, int64_t reach, int64_t rotary_dims, const jobfile::JobSpec& spec) {
+RopeParameters Extended(const RopeParameters& own, int64_t reach, int64_t rotary_dims, const jobfile::JobSpec& spec) {
   if (spec.kind == jobfile::JobKind::kEvaluate && !spec.rope) return own;
   const jobfile::RopeSection job = spec.rope.value_or(jobfile::RopeSection{});
   CheckOriginalLength(own, job);
@@ -124,6 +128,14 @@ RopeParameters ExtendRope(const RopeParameters& own, int64_t reach, int64_t rota
   if (own.kind == RopeScalingKind::kDefault) rope.original_length = reach;
   rope.original_length = job.original_length.value_or(rope.original_length);
   TakeParameters(job, &rope);
+  return rope;
+}
+
+}  // namespace
+
+RopeParameters ExtendRope(const RopeParameters& own, int64_t reach, int64_t rotary_dims, const jobfile::JobSpec& spec) {
+  RopeParameters rope = Extended(own, reach, rotary_dims, spec);
+  RefuseThetaWithoutLogarithm(rope);
   return rope;
 }
 

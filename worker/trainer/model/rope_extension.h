@@ -25,7 +25,7 @@ namespace longspan::trainer {
 // SpecError: two kinds that do not go together; a linear model whose config.json does not say whether
 // max_position_embeddings is the length before or after the scaling (both are common), and a job that gives neither
 // rope.factor nor rope.original_length; an original_length that contradicts the model's; ntk or dynamic with 2 rotary
-// dimensions.
+// dimensions; yarn with a theta of at most 1.
 RopeParameters ExtendRope(const RopeParameters& own, int64_t reach, int64_t rotary_dims, const jobfile::JobSpec& spec);
 
 }  // namespace longspan::trainer
