@@ -36,10 +36,7 @@ class SentencePieceEncoder : public Encoder {
   SentencePieceEncoder(const std::string& model, const std::string& file, const JsonPlace& config,
                        const JsonPlace& added_tokens)
       : settings_(ReadSentencePieceSettings(model, file)) {
-    const sentencepiece::util::Status status = processor_.LoadFromSerializedProto(model);
-    if (!status.ok()) {
-      throw UserError(fmt::format("cannot use {}: it is not a sentencepiece model: {}", file, status.ToString()));
-    }
+    Load(model, file);
     if (processor_.GetPieceSize() < 1) throw UserError(fmt::format("cannot use {}: it has no pieces", file));
     pieces_ = static_cast<TokenId>(processor_.GetPieceSize());
     ReadAddedTokens(added_tokens);
@@ -93,6 +90,18 @@ class SentencePieceEncoder : public Encoder {
   bool prepends() const override { return true; }  // and takes spaces away
 
  private:
+  void Load(const std::string& model, const std::string& file) {
+    std::string problem;
+    try {
+      const sentencepiece::util::Status status = processor_.LoadFromSerializedProto(model);
+      if (status.ok()) return;
+      problem = status.ToString();
+    } catch (const std::exception& error) {  // of Darts inside the library: a piece without a text, for one
+      problem = error.what();
+    }
+    throw UserError(fmt::format("cannot use {}: it is not a sentencepiece model: {}", file, problem));
+  }
+
   std::optional<TokenId> IdOfPiece(std::string_view piece) const {
     const int id = processor_.PieceToId(piece);
     // The id of the unknown piece answers for all that are none.

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string_view>
 
+#include "worker/trainer/data/sentencepiece_charsmap.h"
 #include "worker/trainer/errors.h"
 
 namespace longspan::trainer {
@@ -14,7 +15,8 @@ namespace {
 constexpr uint64_t kTrainerSpec = 2;
 constexpr uint64_t kNormalizerSpec = 3;
 constexpr uint64_t kTreatWhitespaceAsSuffix = 24;  // of TrainerSpec
-constexpr uint64_t kAddDummyPrefix = 3;            // of NormalizerSpec
+constexpr uint64_t kPrecompiledCharsmap = 2;       // of NormalizerSpec
+constexpr uint64_t kAddDummyPrefix = 3;
 constexpr uint64_t kRemoveExtraWhitespaces = 4;
 constexpr uint64_t kEscapeWhitespaces = 5;
 
@@ -56,11 +58,12 @@ class Fields {
   std::string_view bytes;
   size_t bytes_offset = 0;  // of `bytes` in the file
 
- private:
   [[noreturn]] void Fail(const char* what) const {
     throw UserError(
         fmt::format("cannot use {}: it is not a sentencepiece model: {} at byte {}", file_, what, offset_ + at_));
   }
+
+ private:
   std::string_view Take(uint64_t count) {
     if (count > message_.size() - at_) Fail("it ends in the middle of a field");
     const std::string_view taken = message_.substr(at_, count);
@@ -85,6 +88,9 @@ class Fields {
 
 void ReadNormalizerSpec(Fields fields, SentencePieceSettings& settings) {
   while (fields.Next()) {
+    if (fields.number == kPrecompiledCharsmap && !StaysInside(fields.bytes)) {
+      fields.Fail("precompiled_charsmap points outside of itself; it ends");
+    }
     if (fields.number == kAddDummyPrefix) settings.add_dummy_prefix = fields.varint != 0;
     if (fields.number == kRemoveExtraWhitespaces) settings.remove_extra_whitespaces = fields.varint != 0;
     if (fields.number == kEscapeWhitespaces) settings.escape_whitespaces = fields.varint != 0;

@@ -13,7 +13,8 @@ struct SentencePieceSettings {
   bool treat_whitespace_as_suffix = false;
 };
 
-// `model` is the whole file. Throws UserError, naming `file` and the byte, when it is not in protobuf's form.
+// `model` is the whole file. Throws UserError, naming `file` and the byte, when it is not in protobuf's form or its
+// character rules are damaged (sentencepiece_charsmap.h).
 SentencePieceSettings ReadSentencePieceSettings(const std::string& model, const std::string& file);
 
 }  // namespace longspan::trainer
