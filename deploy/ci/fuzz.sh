@@ -7,7 +7,8 @@ seconds=${1:-60}
 shift || true
 fuzzers=("$@")
 [ "${#fuzzers[@]}" -gt 0 ] ||
-  fuzzers=(safetensors_fuzzer model_config_fuzzer tokenizer_fuzzer corpus_fuzzer job_file_fuzzer trainer_lines_fuzzer)
+  fuzzers=(safetensors_fuzzer model_config_fuzzer tokenizer_fuzzer sentencepiece_fuzzer corpus_fuzzer job_file_fuzzer
+    trainer_lines_fuzzer)
 deploy/setup.sh --sanitizers
 cmake --preset fuzz > /dev/null
 cmake --build --preset fuzz --target "${fuzzers[@]}" -- -j "$(nproc)"

@@ -1,4 +1,4 @@
-// A .jsonl or .json file of the corpus: documents of known tokens, or UserError.
+// A .jsonl, .json or .txt file of the corpus, packed or not: documents of known tokens, or UserError.
 #include "tests/fuzz/memory_file.h"
 #include "worker/trainer/data/chunk_encoder.h"
 #include "worker/trainer/data/documents.h"
@@ -9,12 +9,20 @@ namespace {
 
 using namespace longspan::trainer;  // NOLINT: a fuzzer is one function
 
-// Every byte is a token.
-constexpr char kTokenizer[] = R"({"added_tokens": [{"id": 256, "content": "</s>",
-  "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}], "normalizer": null, "pre_tokenizer": {"type": "ByteLevel",
-  "add_prefix_space": false, "use_regex": false}, "post_processor": null, "model": {"type": "BPE", "merges": [], "vocab": {)";
+// The special tokens of all templates.
+constexpr const char* kSpecialTokens[] = {
+    "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"};
+constexpr char kModel[] = R"("normalizer": null, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false,
+  "use_regex": false}, "post_processor": null, "model": {"type": "BPE", "merges": [], "vocab": {)";
 
+// Every byte is a token.
 std::string ByteTokenizer() {
+  std::string added;
+  int id = 256;
+  for (const char* token : kSpecialTokens) {
+    added += (added.empty() ? "" : ",") + (R"({"id": )" + std::to_string(id++)) + R"(, "content": ")" + token +
+             R"(", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true})";
+  }
   std::string vocabulary;
   int next = 256;
   for (int byte = 0; byte < 256; ++byte) {
@@ -24,15 +32,14 @@ std::string ByteTokenizer() {
     std::snprintf(escaped, sizeof escaped, "\\u%04x", static_cast<unsigned>(visible ? byte : next++));
     vocabulary += (byte > 0 ? ",\"" : "\"") + std::string(escaped) + "\":" + std::to_string(byte);
   }
-  return kTokenizer + vocabulary + "}}}";
+  return R"({"added_tokens": [)" + added + "]," + kModel + vocabulary + "}}}";
 }
 
 void Read(const CorpusFile& file, longspan::jobfile::DataFormat format, const Tokenizer& tokenizer,
-          const RecordEncoder* records) {
+          const RecordEncoder* records, MergeCache& cache) {
   const std::vector<CorpusFile> files = {file};
-  const ChunkEncoder encoder(files, format, "text", tokenizer, records);
-  MergeCache cache;
   try {
+    const ChunkEncoder encoder(files, format, "text", tokenizer, records);
     ReadChunks(file, 0, {}, [&](const Chunk& chunk) {
       const EncodedChunk encoded = encoder.Encode(chunk, cache);
       for (const TokenId id : encoded.ids) {
@@ -47,6 +54,17 @@ void Read(const CorpusFile& file, longspan::jobfile::DataFormat format, const To
   }
 }
 
+std::vector<RecordEncoder> EncodersOfAllTemplates(const Tokenizer& tokenizer) {
+  using longspan::jobfile::ChatTemplate;
+  std::vector<RecordEncoder> encoders;
+  for (const ChatTemplate kind : {ChatTemplate::kLlama2, ChatTemplate::kAlpaca, ChatTemplate::kChatml,
+                                  ChatTemplate::kLlama3, ChatTemplate::kMistral}) {
+    const RecordTemplate::Options options{kind, "", false, kind != ChatTemplate::kMistral};
+    encoders.emplace_back(tokenizer, RecordTemplate(options, {"<s>", "</s>"}), 64);
+  }
+  return encoders;
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
@@ -56,15 +74,21 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     folder.Write("tokenizer.json", ByteTokenizer());
     return Tokenizer::Load(folder.path());
   }();
-  static const RecordEncoder records(
-      tokenizer, RecordTemplate({longspan::jobfile::ChatTemplate::kAlpaca, "", false, true}, {"", "</s>"}), 64);
-  const longspan::fuzz::MemoryFile memory({reinterpret_cast<const char*>(data), size});
+  static const std::vector<RecordEncoder> encoders = EncodersOfAllTemplates(tokenizer);
+  // The first byte chooses, the others are the file.
+  if (size == 0) return 0;
+  constexpr CorpusFileKind kKinds[] = {CorpusFileKind::kJsonLines, CorpusFileKind::kJson, CorpusFileKind::kText};
+  constexpr CorpusPacking kPackings[] = {CorpusPacking::kNone, CorpusPacking::kGzip, CorpusPacking::kZstd};
+  const RecordEncoder& records = encoders[data[0] % encoders.size()];
+  const longspan::fuzz::MemoryFile memory({reinterpret_cast<const char*>(data) + 1, size - 1});
   CorpusFile file;
   file.path = memory.path();
-  file.kind = size % 2 == 0 ? CorpusFileKind::kJsonLines : CorpusFileKind::kJson;
-  file.size_bytes = static_cast<int64_t>(size);
-  Read(file, DataFormat::kText, tokenizer, nullptr);
-  Read(file, DataFormat::kInstruction, tokenizer, &records);
-  Read(file, DataFormat::kChat, tokenizer, &records);
+  file.kind = kKinds[data[0] / 5 % 3];
+  file.packing = kPackings[data[0] / 15 % 3];
+  file.size_bytes = static_cast<int64_t>(size) - 1;
+  static MergeCache cache;  // large
+  Read(file, DataFormat::kText, tokenizer, nullptr, cache);
+  Read(file, DataFormat::kInstruction, tokenizer, &records, cache);
+  Read(file, DataFormat::kChat, tokenizer, &records, cache);
   return 0;
 }
