@@ -6,6 +6,8 @@
 #include <cmath>
 #include <map>
 #include <set>
+#include <sstream>
+#include <utility>
 
 #include "client/exit_codes.h"
 #include "client/message_json.h"
@@ -16,6 +18,9 @@ namespace longspan::client {
 namespace {
 
 constexpr const char* kModels[] = {"base", "rescaled", "extended", "merged"};
+// A worker sends less; this bounds what any server may make of it.
+constexpr int64_t kExampleLinesMax = 100;
+constexpr size_t kExampleColumnsMin = 20;
 
 std::string PerplexityText(double perplexity) {
   if (!std::isfinite(perplexity)) return fmt::format("{}", perplexity);
@@ -51,6 +56,22 @@ void PrintArtifacts(std::ostream& out, const v1::Job& job) {
   for (const v1::Artifact& artifact : job.artifacts()) {
     if (artifact.kind() == "dataset") continue;  // shared between jobs, no result
     out << fmt::format("{:<13} {}\n", ArtifactName(artifact.kind()), WithoutControls(artifact.path()));
+  }
+}
+
+// "prompt | text"; what does not fit the width (0: no limit) goes on under the text.
+void PrintMarkedLine(std::ostream& out, const std::string& line, int width) {
+  const size_t bar = line.substr(0, 12).find(" | ");
+  const std::string mark = "  " + line.substr(0, bar == std::string::npos ? 0 : bar + 3);
+  const std::string text = line.substr(mark.size() - 2);
+  const auto room = static_cast<size_t>(width) > mark.size() + kExampleColumnsMin
+                        ? static_cast<size_t>(width) - mark.size()
+                        : std::max<size_t>(text.size(), 1);
+  const std::string under =
+      std::string(mark.size() < 5 ? mark.size() : mark.size() - 3, ' ') + (mark.size() < 5 ? "" : " | ");
+  bool first = true;
+  for (const std::string& piece : Folded(text, room)) {
+    out << (std::exchange(first, false) ? mark : under) << piece << "\n";
   }
 }
 
@@ -115,6 +136,19 @@ void PrintScores(std::ostream& out, const v1::Job& job) {
     table.Add(cells);
   }
   table.Print(out, 0);
+}
+
+void PrintExample(std::ostream& out, const v1::Job& job, int width) {
+  for (const v1::Artifact& artifact : job.artifacts()) {
+    if (artifact.excerpt().empty()) continue;
+    out << "\nOne record as it is trained; only the answer is scored\n\n";
+    std::istringstream lines(artifact.excerpt());
+    int64_t count = 0;
+    for (std::string line; std::getline(lines, line); ++count) {
+      if (count < kExampleLinesMax) PrintMarkedLine(out, WithoutControls(line), width);
+    }
+    if (count > kExampleLinesMax) out << fmt::format("  [... {} further lines ...]\n", count - kExampleLinesMax);
+  }
 }
 
 void PrintResult(std::ostream& out, const v1::Job& job, const std::vector<CurvePoint>& losses,

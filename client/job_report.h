@@ -20,6 +20,10 @@ void PrintScores(std::ostream& out, const v1::Job& job);
 // ended.
 void PrintResult(std::ostream& out, const v1::Job& job, const std::vector<CurvePoint>& losses, const CurveShape& shape);
 
+// One rendered record of the job's instructions or chats, prompt and answer marked; nothing for plain text. Lines are
+// folded to `width` columns; 0: they are not.
+void PrintExample(std::ostream& out, const v1::Job& job, int width);
+
 // "QUEUED: GANG_DOES_NOT_FIT: needs 4 slots, 3 free; position 2 in queue default": one sentence about where a job
 // stands.
 std::string WhereItStands(const v1::Job& job);

@@ -31,6 +31,33 @@ void Emit(YAML::Emitter& emitter, const ordered_json& value) {
   }
 }
 
+// Bytes of a character that acts on a terminal: C0 and DEL (1), C1 (2), turns of the writing direction (3); else 0.
+size_t ControlBytes(std::string_view text) {
+  const auto byte = [&](size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u; };
+  if (byte(0) < 0x20 || byte(0) == 0x7f) return 1;
+  if (byte(0) == 0xc2 && byte(1) >= 0x80 && byte(1) < 0xa0) return 2;
+  const bool turns = byte(0) == 0xe2 && ((byte(1) == 0x80 && byte(2) >= 0xaa && byte(2) <= 0xae) ||
+                                         (byte(1) == 0x81 && byte(2) >= 0xa6 && byte(2) <= 0xa9));
+  return turns ? 3 : 0;
+}
+
+// JSON and quoted texts of YAML, which escape C0 by themselves and know \u; nowhere else can the others stand.
+std::string WithEscapedControls(const std::string& document) {
+  std::string escaped;
+  for (size_t i = 0; i < document.size();) {
+    const size_t bytes = document[i] == '\n' ? 0 : ControlBytes(std::string_view(document).substr(i));
+    if (bytes == 0) {
+      escaped += document[i++];
+      continue;
+    }
+    const auto last = static_cast<unsigned char>(document[i + bytes - 1]);
+    const unsigned code = bytes < 3 ? last : 0x2000u + (document[i + 1] & 1u) * 0x40u + (last & 0x3fu);
+    escaped += fmt::format("\\u{:04x}", code);
+    i += bytes;
+  }
+  return escaped;
+}
+
 bool StartsCharacter(char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }
 
 }  // namespace
@@ -41,9 +68,9 @@ void PrintEnvelope(std::ostream& out, OutputFormat format, const std::string& ki
   if (format == OutputFormat::kYaml) {
     YAML::Emitter emitter;
     Emit(emitter, envelope);
-    out << emitter.c_str() << "\n";
+    out << WithEscapedControls(emitter.c_str()) << "\n";
   } else {
-    out << envelope.dump(2, ' ', false, ordered_json::error_handler_t::replace) << "\n";
+    out << WithEscapedControls(envelope.dump(2, ' ', false, ordered_json::error_handler_t::replace)) << "\n";
   }
 }
 
@@ -56,7 +83,7 @@ Table::Table(std::vector<std::string> headings) : headings_(std::move(headings))
 
 void Table::Add(std::vector<std::string> cells) {
   cells.resize(headings_.size());
-  for (std::string& cell : cells) cell = WithoutControls(std::move(cell));
+  for (std::string& cell : cells) cell = WithoutControls(cell);
   rows_.push_back(std::move(cells));
 }
 
@@ -90,11 +117,31 @@ std::string Shortened(const std::string& text, size_t columns) {
   return text.substr(0, end) + "...";
 }
 
-std::string WithoutControls(std::string text) {
-  for (char& c : text) {
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = c == '\n' || c == '\t' ? ' ' : '?';
+std::string WithoutControls(const std::string& text) {
+  std::string shown;
+  for (size_t i = 0; i < text.size();) {
+    const size_t bytes = ControlBytes(std::string_view(text).substr(i));
+    if (bytes == 0) {
+      shown += text[i++];
+      continue;
+    }
+    shown += text[i] == '\n' || text[i] == '\t' ? ' ' : '?';
+    i += bytes;
   }
-  return text;
+  return shown;
+}
+
+std::vector<std::string> Folded(const std::string& text, size_t columns) {
+  std::vector<std::string> lines(1);
+  size_t used = 0;
+  for (const char c : text) {
+    if (StartsCharacter(c) && used++ == columns) {
+      lines.emplace_back();
+      used = 1;
+    }
+    lines.back() += c;
+  }
+  return lines;
 }
 
 std::string BytesText(int64_t bytes) {

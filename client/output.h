@@ -30,9 +30,12 @@ class Table {
 
 // Columns that a UTF-8 text takes: its characters, one each.
 size_t ColumnsOf(const std::string& text);
-// At most so many columns, the rest cut away with "...". Control characters, which a job's texts may hold, become '?'.
+// At most so many columns, the rest cut away with "...". Control characters and turns of the writing direction, which a
+// job's texts may hold, become '?'.
 std::string Shortened(const std::string& text, size_t columns);
-std::string WithoutControls(std::string text);
+std::string WithoutControls(const std::string& text);
+// Pieces of so many columns, at least 1, the last one shorter; one empty piece of an empty text.
+std::vector<std::string> Folded(const std::string& text, size_t columns);
 
 // 1536 -> "1.5 KiB", 12345678 -> "12,345,678", 3725 s -> "1h02m", 0.004 -> "0.004".
 std::string BytesText(int64_t bytes);

@@ -59,6 +59,7 @@ int Describe(const Context& context, const DescribeOptions& options) {
     return kExitSucceeded;
   }
   std::ostream& out = context.out();
+  const int width = context.environment.out_is_terminal ? context.environment.width : 0;
   PrintFact(out, "Job", job.job_id());
   PrintFact(out, "Name", job.spec().name());
   PrintFact(out, "Stands at", WhereItStands(job));
@@ -76,10 +77,11 @@ int Describe(const Context& context, const DescribeOptions& options) {
   if (job.has_latest_checkpoint()) PrintFact(out, "Checkpoint", job.latest_checkpoint().name());
   PrintFact(out, "Folder", job.folder());
   for (const v1::Artifact& artifact : job.artifacts()) PrintFact(out, ArtifactName(artifact.kind()), artifact.path());
+  PrintExample(out, job, width);
   if (!job.evaluations().empty()) out << "\n";
   PrintPerplexity(out, job);
   PrintScores(out, job);
-  PrintAttempts(out, job, context.environment.out_is_terminal ? context.environment.width : 0);
+  PrintAttempts(out, job, width);
   return kExitSucceeded;
 }
 

@@ -117,7 +117,7 @@ class Core::State {
   void RecordSample(JobEntry& entry, Attempt& attempt, const Sample& sample);
   void RecordCheckpoint(JobEntry& entry, Attempt& attempt, const Checkpoint& checkpoint);
   void RecordEvaluation(JobEntry& entry, Attempt& attempt, const Evaluation& evaluation);
-  void RecordArtifact(JobEntry& entry, Attempt& attempt, const Artifact& artifact);
+  void RecordArtifact(JobEntry& entry, Attempt& attempt, Artifact artifact);
   void RecordWarnings(JobEntry& entry, Attempt& attempt, const std::vector<std::string>& warnings);
   std::set<RankKey> RanksToName(const WorkerEntry& entry) const;
   void OnRankMissing(const RankKey& key);

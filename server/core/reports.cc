@@ -15,6 +15,7 @@ constexpr size_t kRetiredIncarnationsMax = 8;
 constexpr int64_t kSlotsMax = 1024;
 constexpr size_t kLogTailBytesMax = 4096;
 constexpr size_t kMessageBytesMax = 4096;
+constexpr size_t kExcerptBytesMax = 8192;
 constexpr int64_t kWarningsMax = 100;  // of an attempt; a daemon sends fewer
 
 bool SameSlots(const std::vector<Slot>& a, const std::vector<Slot>& b) {
@@ -354,11 +355,12 @@ void Core::State::RecordEvaluation(JobEntry& entry, Attempt& attempt, const Eval
   effects_.transaction.evaluations.push_back({entry.job.id, evaluation});
 }
 
-void Core::State::RecordArtifact(JobEntry& entry, Attempt& attempt, const Artifact& artifact) {
+void Core::State::RecordArtifact(JobEntry& entry, Attempt& attempt, Artifact artifact) {
+  artifact.excerpt = FirstBytes(artifact.excerpt, kExcerptBytesMax);
   const auto same = std::find_if(entry.artifacts.begin(), entry.artifacts.end(),
                                  [&](const Artifact& known) { return known.kind == artifact.kind; });
   if (same != entry.artifacts.end()) {
-    if (same->path == artifact.path) return;
+    if (*same == artifact) return;
     *same = artifact;
   } else {
     entry.artifacts.push_back(artifact);

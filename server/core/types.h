@@ -136,6 +136,8 @@ struct Evaluation {
 struct Artifact {
   std::string kind;
   std::string path;
+  std::string excerpt;  // lines for people; empty for most
+  bool operator==(const Artifact&) const = default;
 };
 
 // One thing that happened to a job.

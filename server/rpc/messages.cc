@@ -103,7 +103,9 @@ core::RankReport FromMessage(const v1::RankReport& message) {
   for (const auto& sample : message.samples()) report.samples.push_back(FromMessage(sample));
   for (const auto& checkpoint : message.checkpoints()) report.checkpoints.push_back(FromMessage(checkpoint));
   for (const auto& evaluation : message.evaluations()) report.evaluations.push_back(FromMessage(evaluation));
-  for (const auto& artifact : message.artifacts()) report.artifacts.push_back({artifact.kind(), artifact.path()});
+  for (const auto& artifact : message.artifacts()) {
+    report.artifacts.push_back({artifact.kind(), artifact.path(), artifact.excerpt()});
+  }
   report.warnings.assign(message.warnings().begin(), message.warnings().end());
   if (message.has_exit()) report.exit = FromMessage(message.exit());
   report.expect_no_progress = FromMessage(message.expect_no_progress());
@@ -181,6 +183,7 @@ v1::Job ToMessage(const core::JobView& view) {
     v1::Artifact* added = message.add_artifacts();
     added->set_kind(artifact.kind);
     added->set_path(artifact.path);
+    added->set_excerpt(artifact.excerpt);
   }
   for (const core::Attempt& attempt : view.attempts) *message.add_attempts() = ToMessage(attempt);
   message.set_queue_position(view.queue_position);

@@ -158,13 +158,15 @@ CREATE TABLE artifacts (
 constexpr char kTaskScores[] =
     "ALTER TABLE evaluations ADD COLUMN score REAL NOT NULL DEFAULT 0;"
     "ALTER TABLE evaluations ADD COLUMN examples INTEGER NOT NULL DEFAULT 0";
+constexpr char kArtifactExcerpt[] = "ALTER TABLE artifacts ADD COLUMN excerpt TEXT NOT NULL DEFAULT ''";
 
 constexpr char kWarnings[] = "ALTER TABLE attempts ADD COLUMN warnings INTEGER NOT NULL DEFAULT 0";
 
 }  // namespace
 
 const std::vector<Migration>& Migrations() {
-  static const std::vector<Migration> migrations = {{1, kFirst}, {2, kTaskScores}, {3, kWarnings}};
+  static const std::vector<Migration> migrations = {
+      {1, kFirst}, {2, kTaskScores}, {3, kWarnings}, {4, kArtifactExcerpt}};
   return migrations;
 }
 

@@ -233,14 +233,15 @@ absl::Status LoadJobParts(Database& database, core::StoredState::JobRows& rows) 
                              evaluation.examples = row.Integer();
                              return absl::OkStatus();
                            }));
-  status.Update(
-      ForEachRow(database.Prepared("SELECT kind, path FROM artifacts WHERE job_id = ? ORDER BY ordinal").Bind(job_id),
-                 [&](Statement& row) {
-                   core::Artifact& artifact = rows.artifacts.emplace_back();
-                   artifact.kind = row.Text();
-                   artifact.path = row.Text();
-                   return absl::OkStatus();
-                 }));
+  status.Update(ForEachRow(
+      database.Prepared("SELECT kind, path, excerpt FROM artifacts WHERE job_id = ? ORDER BY ordinal").Bind(job_id),
+      [&](Statement& row) {
+        core::Artifact& artifact = rows.artifacts.emplace_back();
+        artifact.kind = row.Text();
+        artifact.path = row.Text();
+        artifact.excerpt = row.Text();
+        return absl::OkStatus();
+      }));
   status.Update(ForEachRow(
       database
           .Prepared("SELECT sequence, attempt, phase, step, steps, values_json, time FROM samples WHERE job_id = ? "
@@ -367,9 +368,9 @@ absl::Status WriteEvaluation(Database& database, const JobId& job_id, const core
 absl::Status WriteArtifact(Database& database, const JobId& job_id, const core::Artifact& artifact) {
   return database
       .Prepared(
-          "INSERT INTO artifacts (job_id, kind, path) VALUES (?,?,?) "
-          "ON CONFLICT (job_id, kind) DO UPDATE SET path = excluded.path")
-      .BindAll(job_id.value(), artifact.kind, artifact.path)
+          "INSERT INTO artifacts (job_id, kind, path, excerpt) VALUES (?,?,?,?) "
+          "ON CONFLICT (job_id, kind) DO UPDATE SET path = excluded.path, excerpt = excluded.excerpt")
+      .BindAll(job_id.value(), artifact.kind, artifact.path, artifact.excerpt)
       .Run();
 }
 

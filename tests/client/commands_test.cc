@@ -264,6 +264,43 @@ TEST_F(CommandsTest, ListGoesThroughThePages) {
   EXPECT_EQ(client_.Run({"list", "--state", "asleep"}).exit_code, kExitUsage);
 }
 
+TEST_F(CommandsTest, DescribeShowsOneRecordAsItIsTrained) {
+  v1::Job job = JobIn(v1::JOB_STATE_RUNNING);
+  v1::Artifact& dataset = *job.add_artifacts();
+  dataset.set_kind("dataset");
+  dataset.set_path("/s/d");
+  EXPECT_EQ(client_.Run({"describe", "job-1"}).out.find("as it is trained"), std::string::npos);
+  dataset.set_excerpt("prompt | [INST]Why?\nprompt | \x1b[31m[/INST]\nanswer | So.</s>\n");
+  server_.service.job = job;
+  EXPECT_THAT(client_.Run({"describe", "job-1"}).out,
+              HasSubstr("  prompt | [INST]Why?\n  prompt | ?[31m[/INST]\n  answer | So.</s>\n"));
+  EXPECT_EQ(ItemsOf(client_.Run({"describe", "job-1", "-o", "json"}))[0]["artifacts"][0]["excerpt"], dataset.excerpt());
+
+  std::string many;
+  for (int line = 0; line < 110; ++line) many += "prompt | x\n";
+  server_.service.job.mutable_artifacts(0)->set_excerpt(many);
+  EXPECT_THAT(client_.Run({"describe", "job-1"}).out, HasSubstr("  prompt | x\n  [... 10 further lines ...]\n"));
+}
+
+TEST_F(CommandsTest, NoOutputLetsARecordActOnTheTerminal) {
+  v1::Job job = JobIn(v1::JOB_STATE_RUNNING);
+  v1::Artifact& dataset = *job.add_artifacts();
+  dataset.set_kind("dataset");
+  dataset.set_excerpt(
+      "prompt | \x1b]0;owned\x07\r\x7f\xc2\x9b"
+      "2J\xe2\x80\xae gro\xc3\x9f \xe2\x81\xa6\n");
+  server_.service.job = job;
+  for (const char* format : {"table", "json", "yaml"}) {
+    const std::string out = client_.Run({"describe", "job-1", "-o", format}).out;
+    for (const char* raw : {"\x1b", "\x07", "\r", "\x7f", "\xc2\x9b", "\xe2\x80\xae", "\xe2\x81\xa6"}) {
+      EXPECT_THAT(out, Not(HasSubstr(raw))) << format;
+    }
+    EXPECT_THAT(out, HasSubstr("gro\xc3\x9f")) << format;
+  }
+  const json shown = ItemsOf(client_.Run({"describe", "job-1", "-o", "json"}))[0];
+  EXPECT_EQ(shown["artifacts"][0]["excerpt"], dataset.excerpt()) << "for programs nothing is lost";
+}
+
 TEST_F(CommandsTest, DescribeSaysWhyAJobDoesNotRun) {
   server_.service.job.set_reason("GANG_DOES_NOT_FIT");
   server_.service.job.set_status_message("needs 4 slots, 3 free\x1b[31m");

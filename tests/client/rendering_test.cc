@@ -5,6 +5,7 @@
 #include <cmath>
 #include <sstream>
 
+#include "client/job_report.h"
 #include "client/loss_curve.h"
 #include "client/output.h"
 #include "client/progress.h"
@@ -38,6 +39,29 @@ TEST(LossCurve, NothingToDrawIsNothing) {
   EXPECT_EQ(DrawCurve("Loss", "step", {}, {}), "");
   EXPECT_EQ(DrawCurve("Loss", "step", {{1, 1}}, {}), "");
   EXPECT_THAT(DrawCurve("Loss", "step", {{1, 2}, {2, 2}}, {72, 11, true}), HasSubstr(" 2 │⠤⠤"));
+}
+
+TEST(Text, ControlsAreShownAsQuestionMarks) {
+  EXPECT_EQ(WithoutControls("a\nb\tc\x1b[0m\x7f"), "a b c?[0m?");
+  EXPECT_EQ(WithoutControls("\u0080\u009f\u00a0\u202a\u202e\u2066\u2069"), "??\u00a0????");
+  EXPECT_EQ(WithoutControls("größer \u200f\u2029 \xe2"), "größer \u200f\u2029 \xe2");
+}
+
+TEST(Text, FoldsByColumns) {
+  EXPECT_THAT(Folded("größer", 4), testing::ElementsAre("größ", "er"));
+  EXPECT_THAT(Folded("abcd", 4), testing::ElementsAre("abcd"));
+  EXPECT_THAT(Folded("", 4), testing::ElementsAre(""));
+}
+
+TEST(Example, LongLinesGoOnUnderTheirText) {
+  v1::Job job;
+  job.add_artifacts()->set_excerpt("prompt | 0123456789012345678901234\nno mark\nanswer | \n");
+  std::ostringstream out;
+  PrintExample(out, job, 33);
+  EXPECT_EQ(out.str(),
+            "\nOne record as it is trained; only the answer is scored\n\n"
+            "  prompt | 0123456789012345678901\n"
+            "         | 234\n  no mark\n  answer | \n");
 }
 
 TEST(Table, AlignsAndCuts) {

@@ -190,7 +190,7 @@ class Trainer {
     fs::create_directories(line_.work);
     storage::WriteFileAtomically(fs::path(line_.work) / "dataset.json", "{\"tokens\": 0}\n");
     Write(lines::Progress{"prepare", 1, 1, {}});
-    Write(lines::Artifact{"dataset", "dataset.json"});
+    Write(lines::Artifact{"dataset", "dataset.json", ""});
     return Finish(false);
   }
 
@@ -305,7 +305,7 @@ class Trainer {
       const fs::path folder = fs::path(line_.work) / kind;
       fs::create_directories(folder);
       storage::WriteFileAtomically(folder / "config.json", "{}\n");
-      Write(lines::Artifact{kind, kind});
+      Write(lines::Artifact{kind, kind, ""});
     }
   }
 

@@ -224,7 +224,7 @@ void SimulatedCluster::StepTrainer(Node& node, const Key& key, Process& process)
     if (process.step % kCheckpointEvery == 0) save();
     return;
   }
-  rank.report.artifacts = {{"adapter", rank.desired.folder + "/adapter"}};
+  rank.report.artifacts = {{"adapter", rank.desired.folder + "/adapter", ""}};
   End(node, key, 0, 0);
 }
 

@@ -469,6 +469,7 @@ void Supervisor::TakeLine(const RankKey& key, Rank& rank, const lines::FromTrain
             message->set_kind(artifact.kind);
             const bool absolute = artifact.path.starts_with('/');
             message->set_path(absolute ? artifact.path : fmt::format("{}/{}", rank.desired.folder(), artifact.path));
+            message->set_excerpt(artifact.excerpt);
             ReportBy(now);
           },
           [&](const lines::Expect& expect) {

@@ -66,6 +66,29 @@ TEST_F(CoreTest, ResolvesIdsAndUniqueNames) {
   EXPECT_EQ(core_.ResolveJob("a").status().code(), absl::StatusCode::kFailedPrecondition);
 }
 
+TEST_F(CoreTest, AnArtifactsExcerptIsKeptBoundedAndReplaced) {
+  FakeWorker worker(WorkerId("w"), 1);
+  Sync(worker);
+  Submit("a");
+  Step(Tick{});
+  Sync(worker);
+  const FakeWorker::Key key(JobId("job-a"), 1, 0);
+  const auto report = [&](const std::string& excerpt) {
+    worker.ranks().at(key).report.artifacts = {{"dataset", "/d", excerpt}};
+    now_ += absl::Seconds(1);
+    return Step(worker.MakeReport(now_)).transaction.artifacts.size();
+  };
+  const auto kept = [&] { return core_.ViewJob(JobId("job-a"))->artifacts.at(0).excerpt; };
+  EXPECT_EQ(report("prompt | a\n"), 1u);
+  EXPECT_EQ(report("prompt | a\n"), 0u) << "said again";
+  EXPECT_EQ(report("prompt | b\n"), 1u) << "the same path, another excerpt";
+  EXPECT_EQ(kept(), "prompt | b\n");
+  const std::string too_long = std::string(8191, 'x') + "\u00e4 and more";
+  EXPECT_EQ(report(too_long), 1u);
+  EXPECT_EQ(kept(), std::string(8191, 'x') + "...") << "never cut inside a character";
+  EXPECT_EQ(report(too_long), 0u) << "no commit for every report of it";
+}
+
 TEST_F(CoreTest, AnAcknowledgedSampleIsStoredOnce) {
   FakeWorker worker(WorkerId("w"), 1);
   Sync(worker);

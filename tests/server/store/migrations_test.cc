@@ -40,6 +40,29 @@ TEST_F(MigrationsTest, ApplyOnlyWhatIsMissingAndKeepTheRows) {
   EXPECT_EQ(*database->QueryText("SELECT a || b FROM t"), "7x");
 }
 
+// Rows of every earlier version of the database stay, with the values that the newer columns have by default.
+TEST_F(MigrationsTest, EveryEarlierVersionComesToTheNewestWithItsRows) {
+  for (size_t before = 1; before < Migrations().size(); ++before) {
+    const auto database =
+        *Database::Open(folder_.File("from-" + std::to_string(before)), SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE);
+    const std::vector<Migration> earlier(Migrations().begin(), Migrations().begin() + static_cast<ptrdiff_t>(before));
+    ASSERT_TRUE(Migrate(*database, earlier).ok());
+    ASSERT_EQ(*database->QueryText("PRAGMA user_version"), std::to_string(before));
+    ASSERT_TRUE(
+        database
+            ->Execute("PRAGMA foreign_keys = OFF;"
+                      "INSERT INTO artifacts (job_id, kind, path) VALUES ('job-a', 'dataset', '/d');"
+                      "INSERT INTO evaluations (job_id, model, length, protocol, step, perplexity, loss, tokens)"
+                      " VALUES ('job-a', 'base', 64, 'windows', 0, 2.5, 0.9, 100);")
+            .ok());
+    ASSERT_TRUE(Migrate(*database, Migrations()).ok()) << before;
+    EXPECT_EQ(*database->QueryText("PRAGMA user_version"), std::to_string(Migrations().back().version));
+    EXPECT_EQ(*database->QueryText("SELECT kind || path || '[' || excerpt || ']' FROM artifacts"), "dataset/d[]");
+    EXPECT_EQ(*database->QueryText("SELECT perplexity || ' ' || score || ' ' || examples FROM evaluations"),
+              "2.5 0.0 0");
+  }
+}
+
 TEST_F(MigrationsTest, AFailedOneLeavesNothingBehind) {
   const auto database = Open();
   const absl::Status status = Migrate(*database, {{1, "CREATE TABLE t (a INTEGER); INSERT INTO missing VALUES (1)"}});

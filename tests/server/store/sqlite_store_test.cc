@@ -91,7 +91,7 @@ class Server {
     core::RankReport& report = worker_.ranks().at(rank_zero).report;
     report.evaluations.push_back(
         {"base", 256, "windows", std::numeric_limits<double>::infinity(), std::nan(""), 99, 0});
-    report.artifacts.push_back({"adapter", "/jobs/job-a/adapter"});
+    report.artifacts.push_back({"adapter", "/jobs/job-a/adapter", "a line"});
     Sync();
     Sync();
   }
@@ -146,6 +146,7 @@ TEST_F(SqliteStoreTest, GivesBackEverythingAfterReopening) {
   EXPECT_TRUE(std::isinf(rows.evaluations[0].perplexity));
   EXPECT_TRUE(std::isnan(rows.evaluations[0].loss));
   ASSERT_EQ(rows.artifacts.size(), 1u);
+  EXPECT_EQ(rows.artifacts[0].excerpt, "a line");
   EXPECT_EQ(rows.newest_sample->values.at("loss"), 0.5);
   EXPECT_EQ(state.workers[0].slots.size(), 2u);
   EXPECT_EQ(state.workers[0].incarnation_id, "w-1");

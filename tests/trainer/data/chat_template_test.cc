@@ -3,12 +3,14 @@
 #include <gmock/gmock.h>
 
 #include "tests/trainer/data/corpus_fixture.h"
+#include "worker/trainer/data/record_example.h"
 
 namespace longspan::trainer {
 namespace {
 
 using jobfile::ChatTemplate;
 using ::testing::AllOf;
+using ::testing::EndsWith;
 using ::testing::HasSubstr;
 
 // What is scored stands in {}.
@@ -85,6 +87,34 @@ TEST(ChatTemplateTest, AModelsOwnSystemMessageStandsWhereAConversationHasNone) {
   options.kind = ChatTemplate::kMistral;
   options.takes_system = false;
   EXPECT_THROW(Marked(options, kTwoTurns), RecordError);
+}
+
+TEST(RecordExampleTest, LongRecordsAreShortenedAndSaySo) {
+  RecordTemplate::Options options;
+  options.kind = ChatTemplate::kMistral;
+  const RecordTemplate mistral(options, {"<s>", "</s>"});
+  Conversation talk;
+  for (int turn = 0; turn < 5; ++turn) {
+    talk.messages.push_back({Role::kUser, "Q"});
+    talk.messages.push_back({Role::kAssistant, "A"});
+  }
+  const std::string turns = ExampleLines(ExampleOf(mistral.Render(talk)));
+  EXPECT_THAT(turns, EndsWith("prompt |  [INST] Q [/INST]\nanswer |  A</s>\nmore   | [... 4 further parts ...]\n"));
+
+  std::string words, lines;
+  for (int i = 0; i < 400; ++i) words += "gr\u00f6\u00dfer ";
+  for (int i = 0; i < 100; ++i) lines += "l\n";
+  const std::string cut = ExampleLines(ExampleOf(mistral.Render(Instruction{words, "", lines + "end"})));
+  EXPECT_THAT(cut, AllOf(HasSubstr(" [... "), HasSubstr(" bytes ...] "), HasSubstr("answer | [... 89 lines ...]\n"),
+                         EndsWith("answer | end</s>\n")));
+  EXPECT_LT(cut.size(), 1000u);
+  EXPECT_NO_THROW(nlohmann::json(cut).dump()) << "valid UTF-8";
+}
+
+TEST(RecordExampleTest, ControlCharactersBecomeVisible) {
+  const nlohmann::json example = {{{"part", "prompt"}, {"text", "a\x1b[31m\r\tb\x7f\u009b\u00a0\nc"}}};
+  EXPECT_EQ(ExampleLines(example), "prompt | a\u241b[31m\u240d\tb\u2421\ufffd\u00a0\nprompt | c\n");
+  EXPECT_EQ(ExampleLines("no list"), "");
 }
 
 TEST(ChatTemplateTest, StripsWhatPythonCallsWhiteSpace) {

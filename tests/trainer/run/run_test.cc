@@ -248,5 +248,19 @@ TEST_F(RunTest, MistakesInFlagsAndFilesAreABadSpec) {
   EXPECT_EQ(RunToEnd("evaluate", {}, "work", {"--checkpoint", "step-00000001.attempt-1"}), 10);
 }
 
+TEST_F(RunTest, TheExampleOfRecordsTravelsWithTheDataset) {
+  const auto source = job_.folder() / "records.jsonl";
+  std::ofstream file(source);
+  for (int i = 0; i < 8; ++i) file << R"({"instruction": "Who?", "output": "the king said"})" << "\n";
+  file.close();
+  const nlohmann::json changes = {
+      {"data", {{"sources", {source.string()}}, {"template", "llama2"}, {"holdout_fraction", 0}}}};
+  auto trainer = StartUnderService(changes, "work", 1);
+  const auto dataset =
+      trainer->Await<lines::Artifact>([](const lines::Artifact& artifact) { return artifact.kind == "dataset"; });
+  ASSERT_TRUE(dataset) << Text(Log());
+  EXPECT_EQ(dataset->excerpt, "prompt | [INST]Who?[/INST]\nanswer | the king said</s>\n");
+}
+
 }  // namespace
 }  // namespace longspan::trainer

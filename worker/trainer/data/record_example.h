@@ -9,10 +9,13 @@
 namespace longspan::trainer {
 
 // [{"part": "prompt", "text": "..."}, {"part": "answer", "text": "..."}, ...]: what is read and what is scored, in
-// turns. Long texts are cut in their middle and say so, so that the whole is a few thousand bytes at most.
+// turns. Long texts are cut in their middle and say so; of a long conversation the first turns are kept, and a last
+// entry of part "more" says how much is missing. A few thousand bytes at most.
 nlohmann::json ExampleOf(const Rendering& rendering);
 
-// The same as lines, each behind "prompt | " or "answer | "; empty when `example` is no such list.
+// The same as lines, each behind "prompt | ", "answer | " or "more   | "; many lines go without those in the middle and
+// say so. Control characters are made visible, so that a record cannot act on a terminal. Empty when `example` is no
+// such list.
 std::string ExampleLines(const nlohmann::json& example);
 
 }  // namespace longspan::trainer
