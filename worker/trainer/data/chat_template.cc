@@ -32,18 +32,6 @@ SystemAndTurns SplitSystem(const Conversation& record) {
   return {&record.messages.front().content, 1};
 }
 
-const char* ChatmlName(Role role) {
-  switch (role) {
-    case Role::kSystem:
-      return "system";
-    case Role::kUser:
-      return "user";
-    case Role::kAssistant:
-      return "assistant";
-  }
-  return "?";
-}
-
 }  // namespace
 
 class RecordTemplate::Writer {
@@ -186,7 +174,7 @@ void RecordTemplate::WriteChatml(const Conversation& record, Writer& writer) con
   const auto write = [&writer](Role role, const std::string& content) {
     const bool answer = role == Role::kAssistant;
     writer.Special("<|im_start|>");
-    writer.Prompt(std::string(ChatmlName(role)) + "\n");
+    writer.Prompt(std::string(NameOf(role)) + "\n");
     answer ? writer.Answer(content) : writer.Prompt(content);
     writer.Special("<|im_end|>", answer);
     writer.Prompt("\n");
@@ -202,7 +190,7 @@ void RecordTemplate::WriteLlama3(const Conversation& record, Writer& writer) con
   for (const Message& message : record.messages) {
     const bool answer = message.role == Role::kAssistant;
     writer.Special("<|start_header_id|>");
-    writer.Prompt(ChatmlName(message.role));
+    writer.Prompt(NameOf(message.role));
     writer.Special("<|end_header_id|>");
     writer.Prompt("\n\n");
     answer ? writer.Answer(Stripped(message.content)) : writer.Prompt(Stripped(message.content));

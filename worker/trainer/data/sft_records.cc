@@ -96,18 +96,6 @@ Message TakeMessage(json& message, const std::string& where) {
   return result;
 }
 
-const char* NameOf(Role role) {
-  switch (role) {
-    case Role::kSystem:
-      return "system";
-    case Role::kUser:
-      return "user";
-    case Role::kAssistant:
-      return "assistant";
-  }
-  return "?";
-}
-
 // At most one system message, then user and assistant in turns.
 void CheckTurn(const std::vector<Message>& before, Role role, const std::string& where) {
   if (role == Role::kSystem && before.empty()) return;
@@ -147,6 +135,18 @@ Conversation TakeConversation(json& record) {
 }
 
 }  // namespace
+
+const char* NameOf(Role role) {
+  switch (role) {
+    case Role::kSystem:
+      return "system";
+    case Role::kUser:
+      return "user";
+    case Role::kAssistant:
+      return "assistant";
+  }
+  return "?";
+}
 
 json ParseRecord(std::string_view text) {
   std::vector<std::set<std::string>> keys;  // of the objects that are open

@@ -33,6 +33,7 @@ struct Instruction {
 };
 
 enum class Role { kSystem, kUser, kAssistant };
+const char* NameOf(Role role);  // "system", "user", "assistant", as records and templates have them
 
 struct Message {
   Role role = Role::kUser;
