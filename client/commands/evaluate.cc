@@ -21,7 +21,7 @@ struct EvaluateOptions {
   int64_t context_length = 0;
   std::vector<std::string> data;
   std::vector<int64_t> lengths, passkey, topics;
-  std::string longbench, conversations;
+  std::string longbench, conversations, prompt_template;
   std::vector<std::string> changes;
   std::string timeout;
   bool no_wait = false;
@@ -58,6 +58,7 @@ json DocumentOf(const EvaluateOptions& options) {
   set("/evaluation/topics/lengths", options.topics, !options.topics.empty());
   set("/evaluation/longbench/path", options.longbench, !options.longbench.empty());
   set("/evaluation/conversations/path", options.conversations, !options.conversations.empty());
+  set("/evaluation/template", options.prompt_template, !options.prompt_template.empty());
   return document;
 }
 
@@ -82,6 +83,8 @@ void AddEvaluate(CLI::App& app, Context& context) {
   command->add_option("--topics", options->topics, length_list)->delimiter(',');
   command->add_option("--longbench", options->longbench, "Folder of LongBench's TASK.jsonl files");
   command->add_option("--conversations", options->conversations, "Multi-turn questions; answers for an outside judge");
+  command->add_option("--template", options->prompt_template,
+                      "Ask those two in a chat template: model (its own), llama2, ...; plain text when absent");
   command->add_option("--adapter", options->adapter, "PEFT folder on top of the model");
   command
       ->add_option("--context-length", options->context_length,

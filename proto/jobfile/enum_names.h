@@ -47,6 +47,13 @@ struct EnumNames<ChatTemplate> {
                                                                           {ChatTemplate::kMistral, "mistral"}};
 };
 template <>
+struct EnumNames<PromptTemplate> {
+  static constexpr std::pair<PromptTemplate, std::string_view> kValues[] = {
+      {PromptTemplate::kNone, "none"},      {PromptTemplate::kModel, "model"},   {PromptTemplate::kLlama2, "llama2"},
+      {PromptTemplate::kAlpaca, "alpaca"},  {PromptTemplate::kChatml, "chatml"}, {PromptTemplate::kLlama3, "llama3"},
+      {PromptTemplate::kMistral, "mistral"}};
+};
+template <>
 struct EnumNames<MethodKind> {
   static constexpr std::pair<MethodKind, std::string_view> kValues[] = {{MethodKind::kFull, "full"},
                                                                         {MethodKind::kLora, "lora"},

@@ -523,6 +523,11 @@ void AddRunRows(std::vector<Field>& rows) {
                      .Unit("tokens")
                      .In({0, static_cast<double>(kIntegerMax)})
                      .Build());
+  rows.push_back(Row("evaluation.template",
+                     "How prompts of longbench and conversations are asked: none, plain text; model, in the model's "
+                     "own chat template.",
+                     AT(evaluation.prompt_template))
+                     .Build());
   AddTaskRows(rows);
   rows.push_back(
       Row("checkpoint.every_steps", "Steps between checkpoints; 0: only at the end.", AT(checkpoint.every_steps))

@@ -207,6 +207,15 @@ void CheckMaxTokens(const JobSpec& spec, std::vector<Mistake>& mistakes) {
                                   spec.evaluation.max_tokens, longest)});
 }
 
+void CheckPromptTemplate(const EvaluationSection& evaluation, std::vector<Mistake>& mistakes) {
+  const bool has_prompts = !evaluation.longbench.path.empty() || !evaluation.conversations.path.empty();
+  if (evaluation.prompt_template == PromptTemplate::kNone || has_prompts) return;
+  mistakes.push_back({"evaluation.template", 0,
+                      fmt::format("is {}, but there are no prompts to write so; give longbench.path or "
+                                  "conversations.path too",
+                                  NameOf(evaluation.prompt_template))});
+}
+
 void CheckEvaluation(const JobSpec& spec, std::vector<Mistake>& mistakes) {
   const EvaluationSection& evaluation = spec.evaluation;
   if (spec.data.sources.empty() && evaluation.passkey.lengths.empty() && evaluation.topics.lengths.empty() &&
@@ -292,6 +301,7 @@ std::vector<Mistake> Validate(const JobSpec& spec, Purpose purpose) {
   }
   CheckRope(spec, mistakes);
   if (purpose == Purpose::kTrain) CheckMaxTokens(spec, mistakes);
+  if (purpose == Purpose::kTrain) CheckPromptTemplate(spec.evaluation, mistakes);
   if (purpose == Purpose::kTrain && spec.kind == JobKind::kEvaluate) CheckEvaluation(spec, mistakes);
   return mistakes;
 }

@@ -21,6 +21,7 @@ enum class JobKind { kExtend, kEvaluate };
 enum class ModelInit { kWeights, kRandom };
 enum class DataFormat { kText, kInstruction, kChat };
 enum class ChatTemplate { kLlama2, kAlpaca, kChatml, kLlama3, kMistral };
+enum class PromptTemplate { kNone, kModel, kLlama2, kAlpaca, kChatml, kLlama3, kMistral };
 enum class AttentionKind { kS2, kFull, kShort };
 enum class AttentionEdge { kSplit, kWrap };
 enum class MethodKind { kFull, kLora, kLongLora, kQlora, kQlongLora };
@@ -132,7 +133,8 @@ struct EvaluationSection {
   int64_t every_steps = 0;       // 0: only at the end
   std::vector<int64_t> lengths;  // tokens; empty: the model's original length and context_length
   EvaluationProtocol protocol = EvaluationProtocol::kWindows;
-  int64_t max_tokens = 0;  // of the held-out text, from its start; 0: all of it
+  int64_t max_tokens = 0;                                  // of the held-out text, from its start; 0: all of it
+  PromptTemplate prompt_template = PromptTemplate::kNone;  // key `template`; of longbench and conversations
   PasskeySection passkey;
   TopicsSection topics;
   LongBenchSection longbench;

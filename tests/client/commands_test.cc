@@ -124,7 +124,7 @@ TEST_F(CommandsTest, EvaluateSendsAJobOfItsKindAndShowsItsScores) {
   server_.service.watch_scripts = {Script(JobIn(v1::JOB_STATE_QUEUED), {}, job)};
   const Result result =
       client_.Run({"evaluate", "/models/Tiny Base/", "--data", "/text", "--passkey", "4096,8192", "--lengths", "512",
-                   "--longbench", "/longbench", "--set", "evaluation.passkey.trials=5"});
+                   "--longbench", "/longbench", "--template", "llama2", "--set", "evaluation.passkey.trials=5"});
   ASSERT_EQ(result.exit_code, kExitSucceeded) << result.err;
   const v1::JobSpec& sent = server_.service.submitted.at(0).spec();
   EXPECT_EQ(sent.kind(), v1::JobSpec::KIND_EVALUATE);
@@ -132,6 +132,7 @@ TEST_F(CommandsTest, EvaluateSendsAJobOfItsKindAndShowsItsScores) {
   EXPECT_EQ(sent.evaluation().passkey().lengths(1), 8192);
   EXPECT_EQ(sent.evaluation().passkey().trials(), 5);
   EXPECT_EQ(sent.evaluation().longbench().path(), "/longbench");
+  EXPECT_EQ(sent.evaluation().template_(), v1::EvaluationSpec::TEMPLATE_LLAMA2);
   EXPECT_EQ(sent.data().sources(0), "/text");
   EXPECT_THAT(result.out, HasSubstr("Perplexity by length"));
   EXPECT_THAT(result.out, HasSubstr("Scores (0 to 100; higher is better)"));

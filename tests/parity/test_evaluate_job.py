@@ -2,14 +2,15 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
 from peft import PeftModel
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from reference import oracle, tiny_jobs, tiny_models, trainer, work_folder
+from reference import chat_templates, oracle, tiny_jobs, tiny_models, trainer, work_folder
 
 CONTEXT = 448
 HOTPOTQA = (
@@ -137,6 +138,48 @@ def test_conversations_are_answered_turn_by_turn(job):
     assert second["question_id"] == 82 and second["choices"][0]["turns"] == [said("USER: su rel ov qua\nASSISTANT:")]
     text = (root / "work" / "evaluation.md").read_text()
     assert "no judge is included" in text and "## LongBench" in text and "passkey-base.svg" in text
+
+
+def test_a_template_asks_as_transformers_and_longbench_do(job, tmp_path):
+    """The model's own template (Llama 2's): turns as apply_chat_template writes them; LongBench's prompt in [INST]...[/INST], as its
+    program asks Llama 2 chat models, save for the tasks that it never asks so."""
+    _, made, spec, examples = job
+    model_folder = tmp_path / "model"
+    shutil.copytree(made.model, model_folder)
+    template, bos, eos = chat_templates.PUBLISHED["llama2"]
+    (model_folder / "tokenizer_config.json").write_text(json.dumps(
+        {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template, "bos_token": bos, "eos_token": eos}
+    ))  # fmt: skip
+    for task in ("hotpotqa", "trec"):
+        write_lines(tmp_path / "longbench" / f"{task}.jsonl", [{**example, "all_classes": ["ka"]} for example in examples])
+    evaluation = {
+        "template": "model",
+        "longbench": {"path": str(tmp_path / "longbench")},
+        "conversations": spec["evaluation"]["conversations"],
+    }
+    run({**spec, "model": {"path": str(model_folder)}, "data": {}, "evaluation": evaluation}, tmp_path)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model_folder)
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    end = tokenizer.convert_tokens_to_ids(eos)
+
+    def said(ids, most):
+        return tokenizer.decode(greedy(model, cut(ids, CONTEXT - most), most, end), skip_special_tokens=True)
+
+    for line, example in zip(answers(tmp_path, "base", "longbench/hotpotqa"), examples, strict=True):
+        prompt = HOTPOTQA.replace("{input}", example["input"]).replace("{context}", example["context"])
+        ids = tokenizer(f"[INST]{prompt}[/INST]")["input_ids"]
+        assert line["length"] == len(cut(ids, CONTEXT - 32))
+        assert line["pred"] == said(ids, 32)
+    messages, [first, _] = [], answers(tmp_path, "base", "conversations")
+    for question, answer in zip(["ka lo mi", "ter an?"], first["choices"][0]["turns"], strict=True):
+        messages.append({"role": "user", "content": question})
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert answer == said(tokenizer(text, add_special_tokens=False)["input_ids"], 24).lstrip(" ")
+        messages.append({"role": "assistant", "content": answer})
+    rows = {row["task"]: row for row in document(tmp_path)["tasks"]}
+    assert rows["longbench/hotpotqa"]["template"] == rows["conversations"]["template"] == "llama2"
+    assert "template" not in rows["longbench/trec"]
+    assert "Asked in the chat template `llama2`" in (tmp_path / "work" / "evaluation.md").read_text()
 
 
 def test_passkeys_stand_at_their_depths_and_answers_are_greedy(job):

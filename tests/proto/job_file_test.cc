@@ -241,6 +241,20 @@ TEST(JobFile, TheTextOfAnEvaluationIsAtLeastAsLongAsItsWindows) {
               ElementsAre("evaluation.max_tokens: is -1; must be at least 0"));
 }
 
+TEST(JobFile, ATemplateOfPromptsNeedsPrompts) {
+  EXPECT_THAT(MistakesWith("/evaluation", {{"template", "none"}}), IsEmpty());
+  EXPECT_THAT(MistakesWith("/evaluation", {{"template", "model"}, {"longbench", {{"path", "/l"}}}}), IsEmpty());
+  EXPECT_THAT(MistakesWith("/evaluation", {{"template", "llama3"}, {"conversations", {{"path", "/c"}}}}), IsEmpty());
+  EXPECT_THAT(
+      MistakesWith("/evaluation", {{"template", "llama2"}, {"passkey", {{"lengths", {64}}}}}),
+      ElementsAre("evaluation.template: is llama2, but there are no prompts to write so; give longbench.path or "
+                  "conversations.path too"));
+  EXPECT_THAT(
+      MistakesWith("/evaluation", {{"template", "vicuna"}}),
+      ElementsAre("evaluation.template: is \"vicuna\"; must be one of none | model | llama2 | alpaca | chatml | "
+                  "llama3 | mistral"));
+}
+
 TEST(JobFile, AnEvaluationNeedsNoDataButSomethingToMeasure) {
   const auto mistakes = [](const json& document) { return Texts(ParseDocument(document, nullptr).mistakes); };
   const json only_the_model = {{"kind", "evaluate"}, {"name", "a"}, {"model", {{"path", "/m"}}}};

@@ -89,6 +89,39 @@ TEST(ChatTemplateTest, AModelsOwnSystemMessageStandsWhereAConversationHasNone) {
   EXPECT_THROW(Marked(options, kTwoTurns), RecordError);
 }
 
+TEST(ChatTemplateTest, APromptIsWhatStandsBeforeTheLastAnswer) {
+  const auto prompt = [](ChatTemplate kind, const SftRecord& record) {
+    RecordTemplate::Options options;
+    options.kind = kind;
+    return Marked(RecordTemplate(options, {"<s>", "</s>"}).RenderPrompt(record));
+  };
+  EXPECT_EQ(prompt(ChatTemplate::kLlama2, Instruction{"Why?", "", ""}), "^[INST]Why?[/INST]");
+  EXPECT_EQ(prompt(ChatTemplate::kLlama2, kTwoTurns),
+            "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\n One? [/INST]{ 1 }{</s>}<s>[INST] Two? [/INST]");
+  EXPECT_EQ(prompt(ChatTemplate::kAlpaca, Instruction{"Why?", "", ""}),
+            "^Below is an instruction that describes a task. Write a response that appropriately completes the "
+            "request.\n\n### Instruction:\nWhy?\n\n### Response:");
+  EXPECT_EQ(prompt(ChatTemplate::kChatml, Conversation{{{Role::kUser, "One?"}, {Role::kAssistant, ""}}}),
+            "<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\n");
+  EXPECT_EQ(prompt(ChatTemplate::kLlama3, kOneTurn),
+            "<s><|start_header_id|>user<|end_header_id|>\n\nOne?<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n");
+  EXPECT_EQ(prompt(ChatTemplate::kMistral, kOneTurn), "<s> [INST] One? [/INST]");
+}
+
+TEST(ChatTemplateTest, AnswersEndWithASpecialToken) {
+  const auto end = [](ChatTemplate kind) {
+    RecordTemplate::Options options;
+    options.kind = kind;
+    return RecordTemplate(options, {"<s>", "</s>"}).AnswerEnd();
+  };
+  EXPECT_EQ(end(ChatTemplate::kLlama2), "</s>");
+  EXPECT_EQ(end(ChatTemplate::kAlpaca), "</s>");
+  EXPECT_EQ(end(ChatTemplate::kMistral), "</s>");
+  EXPECT_EQ(end(ChatTemplate::kChatml), "<|im_end|>");
+  EXPECT_EQ(end(ChatTemplate::kLlama3), "<|eot_id|>");
+}
+
 TEST(RecordExampleTest, LongRecordsAreShortenedAndSaySo) {
   RecordTemplate::Options options;
   options.kind = ChatTemplate::kMistral;

@@ -19,9 +19,12 @@ namespace longspan::trainer {
 namespace {
 
 using nlohmann::json;
+using ::testing::AllOf;
 using ::testing::ElementsAre;
+using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::SizeIs;
+using ::testing::StartsWith;
 using ::testing::ThrowsMessage;
 
 const Tokenizer& TinyTokenizer() {
@@ -56,6 +59,7 @@ class FixedModel : public CausalLm {
     at::Tensor logits = at::zeros({static_cast<int64_t>(sequences.size()), config_.vocab_size});
     for (size_t row = 0; row < sequences.size(); ++row) {
       const Continuation& own = sequences[row];
+      if (first_prompt.empty()) first_prompt = own.tokens;
       if (own.tokens.size() > 1) longest_prompt = std::max(longest_prompt, own.tokens.size());
       size_t& place = places_[own.cache];
       if (own.cache->tokens() == 0) place = 0;
@@ -66,6 +70,7 @@ class FixedModel : public CausalLm {
   }
   int calls = 0;
   size_t longest_prompt = 0;
+  std::vector<int64_t> first_prompt;
 
  private:
   std::vector<int64_t> answer_;
@@ -199,7 +204,7 @@ TEST(LongBenchTest, TasksAreReadScoredAndCut) {
   WriteLines(folder, "unknown.jsonl", {kExample});
   std::vector<std::string> warnings;
   const auto warn = [&](const std::string& text) { warnings.push_back(text); };
-  const GenerationTasks tasks = MakeLongBenchTasks({folder.path(), {}, 2}, 256, warn);
+  const GenerationTasks tasks = MakeLongBenchTasks({folder.path(), {}, 2}, 256, std::nullopt, warn);
   ASSERT_THAT(tasks, SizeIs(1));
   EXPECT_EQ(tasks[0]->name(), "longbench/hotpotqa");
   EXPECT_EQ(tasks[0]->examples(), 2);
@@ -217,7 +222,7 @@ TEST(LongBenchTest, TasksAreReadScoredAndCut) {
 TEST(LongBenchTest, WrongFilesAreTheUsersMistake) {
   testing::TemporaryFolder folder;
   const auto make = [&](std::vector<std::string> tasks) {
-    MakeLongBenchTasks({folder.path(), std::move(tasks), 0}, 256, [](const std::string&) {});
+    MakeLongBenchTasks({folder.path(), std::move(tasks), 0}, 256, std::nullopt, [](const std::string&) {});
   };
   const auto refuses = [&](std::vector<std::string> tasks, const char* word) {
     EXPECT_THAT([&] { make(tasks); }, ThrowsMessage<UserError>(HasSubstr(word)));
@@ -237,6 +242,88 @@ TEST(LongBenchTest, WrongFilesAreTheUsersMistake) {
   }
 }
 
+// ---- chat templates ----
+
+RecordEncoder Chat(jobfile::ChatTemplate kind) {
+  return {TinyTokenizer(), ChooseTemplate(kind, longspan::testing::SourceDir() / "deploy/examples/tiny-base-init"),
+          256};
+}
+
+std::string PromptText(const std::vector<int64_t>& tokens) {
+  return TinyTokenizer().Decode(std::span<const int64_t>(tokens), /*skip_special=*/false);
+}
+
+TEST(ChatTest, PromptsAreWrittenInTheTemplateAndAnswersEndWithIt) {
+  const RecordEncoder llama2 = Chat(jobfile::ChatTemplate::kLlama2);
+  EXPECT_EQ(PromptText(ChatTokens(llama2, Instruction{"Who spoke?", "", ""})), "<s>[INST]Who spoke?[/INST]");
+  EXPECT_EQ(PromptText(ChatTokens(llama2, ConversationRecord({"One?", "Two?"}, {"yes"}))),
+            "<s>[INST] One? [/INST] yes </s><s>[INST] Two? [/INST]");
+  EXPECT_EQ(llama2.answer_end(), *TinyTokenizer().IdOf("</s>"));
+}
+
+TEST(ChatTest, LongBenchAsksItsFewShotAndCodeTasksAsTheyAre) {
+  testing::TemporaryFolder folder;
+  std::string words;
+  for (int i = 0; i < 400; ++i) words += "water ";
+  const json long_one = {{"input", "Who?"}, {"context", words}, {"answers", {"water"}}};
+  WriteLines(folder, "hotpotqa.jsonl", {long_one.dump()});
+  WriteLines(folder, "lcc.jsonl", {kExample});
+  const auto quiet = [](const std::string&) {};
+  const jobfile::LongBenchSection section{folder.path(), {"hotpotqa", "lcc"}, 0};
+  const GenerationTasks plain = MakeLongBenchTasks(section, 256, std::nullopt, quiet);
+  const GenerationTasks chat = MakeLongBenchTasks(section, 256, Chat(jobfile::ChatTemplate::kLlama2), quiet);
+  EXPECT_FALSE(plain[0]->settings().contains("template")) << "what was kept before stays good";
+  EXPECT_EQ(chat[0]->settings().at("template").at("name"), "llama2");
+  EXPECT_EQ(chat[1]->settings(), plain[1]->settings());
+  std::vector<int64_t> answer = PromptTokens(TinyTokenizer(), "water");
+  answer.push_back(*TinyTokenizer().IdOf("</s>"));
+  answer.push_back(answer[1]);
+  FixedModel model(answer);
+  TaskModel asked = ModelOf(&model);
+  asked.end_ids.clear();  // a model that names no end token
+  const auto answers = *chat[0]->Run(asked, 0, 1, {});
+  EXPECT_THAT(answers[0].at("pred").get<std::string>(), "water");
+  EXPECT_EQ(answers[0].at("length"), 256 - 32) << "template and text together";
+  EXPECT_THAT(PromptText(model.first_prompt), AllOf(StartsWith("<s>[INST]Answer the question"), EndsWith("[/INST]")));
+  EXPECT_EQ(chat[0]->Summarise(answers).at("template"), "llama2");
+  model.first_prompt.clear();
+  const auto code = *chat[1]->Run(ModelOf(&model), 0, 1, {});
+  EXPECT_THAT(PromptText(model.first_prompt), StartsWith("<s>Please complete the code"));
+  EXPECT_FALSE(chat[1]->Summarise(code).contains("template"));
+}
+
+TEST(ChatTest, TurnsCarryTheirAnswersInTheTemplate) {
+  testing::TemporaryFolder folder;
+  WriteLines(folder, "a.jsonl", {R"({"question_id": 81, "turns": ["One?", "Two?"]})"});
+  const auto task = MakeConversationsTask({folder.path(), 12}, 256, Chat(jobfile::ChatTemplate::kAlpaca));
+  FixedModel model = Saying(" water\nUSER: more");
+  const auto answers = *task->Run(ModelOf(&model), 0, 1, {});
+  EXPECT_THAT(answers[0].at("choices")[0].at("turns")[0].get<std::string>(), StartsWith("water\nUSER: more"))
+      << "plain text's end is none here";
+  EXPECT_THAT(PromptText(model.first_prompt), HasSubstr("### Instruction:\nOne?\n\n### Response:"));
+  EXPECT_EQ(task->Summarise(answers).at("template"), "alpaca");
+  EXPECT_NE(task->settings(), MakeConversationsTask({folder.path(), 12}, 256, std::nullopt)->settings());
+}
+
+TEST(ChatTest, ATemplateThatTheModelCannotUseIsTheUsersMistake) {
+  testing::TemporaryFolder folder;
+  WriteLines(folder, "hotpotqa.jsonl", {kExample});
+  jobfile::JobSpec spec;
+  spec.model.path = (longspan::testing::SourceDir() / "deploy/examples/tiny-base-init").string();
+  spec.context_length = 256;
+  spec.evaluation.longbench.path = folder.path();
+  const auto make = [&](jobfile::PromptTemplate kind) {
+    spec.evaluation.prompt_template = kind;
+    return MakeGenerationTasks(spec, TinyTokenizer(), [](const std::string&) {});
+  };
+  EXPECT_THAT(make(jobfile::PromptTemplate::kNone), SizeIs(1));
+  EXPECT_THAT(make(jobfile::PromptTemplate::kLlama2), SizeIs(1));
+  EXPECT_THAT([&] { make(jobfile::PromptTemplate::kModel); },
+              ThrowsMessage<UserError>(HasSubstr("has no chat_template: set evaluation.template to one of llama2")));
+  EXPECT_THAT([&] { make(jobfile::PromptTemplate::kLlama3); },
+              ThrowsMessage<UserError>(HasSubstr("cannot use template llama3: the model's tokenizer has no token")));
+}
+
 // ---- conversations ----
 
 TEST(ConversationsTest, BothFormsAreReadAndAskedTurnByTurn) {
@@ -247,7 +334,7 @@ TEST(ConversationsTest, BothFormsAreReadAndAskedTurnByTurn) {
   ASSERT_THAT(conversations, SizeIs(2));
   EXPECT_EQ(ConversationPrompt(conversations[0].turns, {}), "USER: One?\nASSISTANT:");
   EXPECT_EQ(ConversationPrompt(conversations[0].turns, {"yes"}), "USER: One?\nASSISTANT: yes\nUSER: Two?\nASSISTANT:");
-  const auto task = MakeConversationsTask({folder.path(), 12}, 256);
+  const auto task = MakeConversationsTask({folder.path(), 12}, 256, std::nullopt);
   FixedModel model = Saying(" water\nUSER: more");
   int done = 0;
   TaskHooks hooks;
@@ -271,7 +358,7 @@ TEST(ConversationsTest, WrongFilesAreTheUsersMistake) {
   }
   EXPECT_THROW(ReadConversations(folder.path() + "/none.jsonl"), UserError);
   WriteLines(folder, "q.jsonl", {R"({"turns": ["a"]})"});
-  EXPECT_THROW(MakeConversationsTask({folder.path(), 1024}, 256), UserError);
+  EXPECT_THROW(MakeConversationsTask({folder.path(), 1024}, 256, std::nullopt), UserError);
 }
 
 // ---- running ----

@@ -2,7 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "proto/jobfile/enum_names.h"
+#include "proto/support/check.h"
 #include "worker/trainer/data/white_space.h"
 #include "worker/trainer/errors.h"
 
@@ -104,6 +107,26 @@ Rendering RecordTemplate::Render(const SftRecord& record) const {
   Writer writer;
   std::visit([&](const auto& one) { Write(one, writer); }, record);
   return writer.Take();
+}
+
+Rendering RecordTemplate::RenderPrompt(SftRecord record) const {
+  std::string& answer = std::holds_alternative<Instruction>(record)
+                            ? std::get<Instruction>(record).output
+                            : std::get<Conversation>(record).messages.back().content;
+  answer = "x";  // templates strip nothing of it
+  Rendering rendering = Render(record);
+  std::vector<RenderedPart>& parts = rendering.parts;
+  while (!parts.back().scored) parts.pop_back();  // what stands behind the answer's end
+  while (parts.back().scored) parts.pop_back();
+  return rendering;
+}
+
+std::string RecordTemplate::AnswerEnd() const {
+  const Rendering rendering = Render(Instruction{"x", "", "x"});
+  const auto end = std::find_if(rendering.parts.rbegin(), rendering.parts.rend(),
+                                [](const RenderedPart& part) { return part.scored && part.special; });
+  CHECK(end != rendering.parts.rend());
+  return end->text;
 }
 
 void RecordTemplate::Write(const Instruction& record, Writer& writer) const {

@@ -64,6 +64,10 @@ class RecordTemplate {
 
   // Throws RecordError for a system message where there is no place for one.
   Rendering Render(const SftRecord& record) const;
+  // What a model reads before it writes the answer at the end of `record`, whose words are left away.
+  Rendering RenderPrompt(SftRecord record) const;
+  // The special token that the answer ends with.
+  std::string AnswerEnd() const;
 
   const Options& options() const { return options_; }
   // The special tokens that renderings hold.
@@ -86,8 +90,10 @@ class RecordTemplate {
 
 // The template that a job names, or the model's own: its chat_template (tokenizer_config.json or chat_template.jinja)
 // where it is one of the published ones, told by the expressions it writes messages with, so that a variation is not
-// taken for the original. Throws UserError, listing the names, for a model without or with another template.
-RecordTemplate ChooseTemplate(std::optional<jobfile::ChatTemplate> named, const std::filesystem::path& model_folder);
+// taken for the original. Throws UserError, listing the names for `key` of the job file, for a model without or with
+// another template.
+RecordTemplate ChooseTemplate(std::optional<jobfile::ChatTemplate> named, const std::filesystem::path& model_folder,
+                              const char* key = "data.template");
 
 // What the expressions of a chat_template (Jinja) make of it; empty: not known. `why_not` then says what it looks like,
 // where anything.

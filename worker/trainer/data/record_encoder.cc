@@ -33,7 +33,7 @@ TokenId RecordEncoder::SpecialId(const std::string& token) {
   if (!id) {
     throw UserError(
         fmt::format("cannot use template {}: the model's tokenizer has no token {}, and no vocabulary is "
-                    "ever grown; set data.template to one that the model knows",
+                    "ever grown; choose a template that the model knows",
                     name, token));
   }
   if (tokenizer_.Encode(token, false) != std::vector<TokenId>{*id}) {
@@ -83,6 +83,20 @@ EncodedRecord RecordEncoder::Encode(const SftRecord& record, MergeCache& cache) 
   if (!out.scored.empty()) out.scored.front() = 0;
   out.scored_tokens = std::count(out.scored.begin(), out.scored.end(), 1);
   return out;
+}
+
+std::vector<TokenId> RecordEncoder::EncodePrompt(const SftRecord& record, MergeCache& cache) const {
+  const Rendering rendering = template_.RenderPrompt(record);
+  std::vector<TokenId> ids;
+  if (rendering.tokenizer_prefix) ids = tokenizer_.prefix();
+  const RenderedPart* part = rendering.parts.data();
+  const RenderedPart* const end = part + rendering.parts.size();
+  while (part != end) {
+    const RenderedPart* next = std::find_if(part + 1, end, [](const RenderedPart& p) { return p.special; });
+    ids = Joined(std::move(ids), EncodeParts(part, next, cache));
+    part = next;
+  }
+  return ids;
 }
 
 // A section is a special token (or the start) with the text up to the next one.

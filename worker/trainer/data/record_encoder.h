@@ -34,6 +34,11 @@ class RecordEncoder {
   // Throws RecordError.
   EncodedRecord Encode(const SftRecord& record, MergeCache& cache) const;
 
+  // What a model reads before it writes the answer at the end of `record`; of any length. Throws RecordError.
+  std::vector<TokenId> EncodePrompt(const SftRecord& record, MergeCache& cache) const;
+  // The token that an answer ends with.
+  TokenId answer_end() const { return *tokenizer_.IdOf(template_.AnswerEnd()); }
+
   const RecordTemplate& record_template() const { return template_; }
 
  private:

@@ -188,7 +188,7 @@ std::optional<RecordTemplate::Options> RecogniseTemplate(const std::string& jinj
   return std::nullopt;
 }
 
-RecordTemplate ChooseTemplate(std::optional<ChatTemplate> named, const fs::path& model_folder) {
+RecordTemplate ChooseTemplate(std::optional<ChatTemplate> named, const fs::path& model_folder, const char* key) {
   SpecialTokenTexts tokens = ReadSpecialTokenTexts(model_folder);
   if (named) {
     RecordTemplate::Options options;
@@ -197,13 +197,13 @@ RecordTemplate ChooseTemplate(std::optional<ChatTemplate> named, const fs::path&
   }
   const std::string jinja = ChatTemplateOf(model_folder);
   if (jinja.empty()) {
-    throw UserError(fmt::format("the model in {} has no chat_template: set data.template to one of {}",
-                                model_folder.string(), Names()));
+    throw UserError(
+        fmt::format("the model in {} has no chat_template: set {} to one of {}", model_folder.string(), key, Names()));
   }
   std::string why_not;
   if (const auto options = RecogniseTemplate(jinja, &why_not)) return RecordTemplate(*options, std::move(tokens));
-  throw UserError(fmt::format("the chat_template of the model in {} is not known{}: set data.template to one of {}",
-                              model_folder.string(), why_not.empty() ? "" : " (" + why_not + ")", Names()));
+  throw UserError(fmt::format("the chat_template of the model in {} is not known{}: set {} to one of {}",
+                              model_folder.string(), why_not.empty() ? "" : " (" + why_not + ")", key, Names()));
 }
 
 }  // namespace longspan::trainer

@@ -58,8 +58,12 @@ void ReadFile(const fs::path& path, std::vector<ConversationQuestions>* conversa
 
 class ConversationsTask : public GenerationTask {
  public:
-  ConversationsTask(std::vector<ConversationQuestions> conversations, int64_t max_new_tokens, int64_t context_length)
-      : conversations_(std::move(conversations)), max_new_tokens_(max_new_tokens), context_length_(context_length) {
+  ConversationsTask(std::vector<ConversationQuestions> conversations, int64_t max_new_tokens, int64_t context_length,
+                    std::optional<RecordEncoder> chat)
+      : conversations_(std::move(conversations)),
+        max_new_tokens_(max_new_tokens),
+        context_length_(context_length),
+        chat_(std::move(chat)) {
     storage::Sha256 hash;
     for (const ConversationQuestions& questions : conversations_) {
       hash.Add(json{questions.id, questions.category, questions.turns}.dump());
@@ -70,7 +74,11 @@ class ConversationsTask : public GenerationTask {
   std::string name() const override { return "conversations"; }
   int64_t length() const override { return context_length_; }
   int64_t examples() const override { return static_cast<int64_t>(conversations_.size()); }
-  json settings() const override { return {{"conversations", hash_}, {"max_new_tokens", max_new_tokens_}}; }
+  json settings() const override {
+    json settings = {{"conversations", hash_}, {"max_new_tokens", max_new_tokens_}};
+    if (chat_) settings["template"] = chat_->record_template().Description();
+    return settings;
+  }
 
   std::optional<std::vector<json>> Run(const TaskModel& model, int64_t begin, int64_t end,
                                        const TaskHooks& hooks) const override {
@@ -104,7 +112,9 @@ class ConversationsTask : public GenerationTask {
     for (const ConversationQuestions& questions : conversations_) {
       turns += static_cast<int64_t>(questions.turns.size());
     }
-    return {{"conversations", answers.size()}, {"turns", turns}, {"judge", "none included"}};
+    json row = {{"conversations", answers.size()}, {"turns", turns}, {"judge", "none included"}};
+    if (chat_) row["template"] = chat_->record_template().Description().at("name");
+    return row;
   }
 
  private:
@@ -112,21 +122,30 @@ class ConversationsTask : public GenerationTask {
     return conversations_[static_cast<size_t>(begin) + index];
   }
 
+  std::vector<int64_t> TurnTokens(const TaskModel& model, const std::vector<std::string>& turns,
+                                  const std::vector<std::string>& answers) const {
+    return chat_ ? ChatTokens(*chat_, ConversationRecord(turns, answers))
+                 : PromptTokens(*model.tokenizer, ConversationPrompt(turns, answers));
+  }
+
   bool AskTurn(const TaskModel& model, int64_t begin, const std::vector<size_t>& asked, const TaskHooks& hooks,
                std::vector<std::vector<std::string>>* answers) const {
     std::vector<Prompt> prompts;
     for (const size_t index : asked) {
-      const std::string text = ConversationPrompt(Questions(begin, index).turns, (*answers)[index]);
-      prompts.push_back({TruncatedInTheMiddle(PromptTokens(*model.tokenizer, text), context_length_ - max_new_tokens_),
-                         max_new_tokens_});
+      std::vector<int64_t> tokens = TurnTokens(model, Questions(begin, index).turns, (*answers)[index]);
+      prompts.push_back({TruncatedInTheMiddle(std::move(tokens), context_length_ - max_new_tokens_), max_new_tokens_});
     }
     AnswerOptions options;
-    options.stops = {std::string(kUserTurn)};
+    if (chat_) {
+      options.end_ids = {chat_->answer_end()};
+    } else {
+      options.stops = {std::string(kUserTurn)};
+    }
     const auto texts = Answer(model, prompts, options, begin, hooks);
     if (!texts) return false;
     for (size_t place = 0; place < asked.size(); ++place) {
       std::string text = model.decode((*texts)[place].tokens);
-      text = text.substr(0, text.find(kUserTurn));
+      if (!chat_) text = text.substr(0, text.find(kUserTurn));
       text.erase(0, std::min(text.find_first_not_of(' '), text.size()));
       (*answers)[asked[place]].push_back(std::move(text));
     }
@@ -136,6 +155,7 @@ class ConversationsTask : public GenerationTask {
   const std::vector<ConversationQuestions> conversations_;
   const int64_t max_new_tokens_;
   const int64_t context_length_;
+  const std::optional<RecordEncoder> chat_;
   std::string hash_;
 };
 
@@ -166,15 +186,26 @@ std::string ConversationPrompt(const std::vector<std::string>& turns, const std:
   return text;
 }
 
+Conversation ConversationRecord(const std::vector<std::string>& turns, const std::vector<std::string>& answers) {
+  Conversation record;
+  for (size_t turn = 0; turn <= answers.size(); ++turn) {
+    record.messages.push_back({Role::kUser, turns[turn]});
+    record.messages.push_back({Role::kAssistant, turn < answers.size() ? answers[turn] : ""});
+  }
+  return record;
+}
+
 std::unique_ptr<GenerationTask> MakeConversationsTask(const jobfile::ConversationsSection& section,
-                                                      int64_t context_length) {
+                                                      int64_t context_length,
+                                                      const std::optional<RecordEncoder>& chat) {
   if (context_length <= section.max_new_tokens + 1) {
     throw UserError(
         fmt::format("evaluation.conversations.max_new_tokens is {}, which leaves no room for a question in a context "
                     "of {}",
                     section.max_new_tokens, context_length));
   }
-  return std::make_unique<ConversationsTask>(ReadConversations(section.path), section.max_new_tokens, context_length);
+  return std::make_unique<ConversationsTask>(ReadConversations(section.path), section.max_new_tokens, context_length,
+                                             chat);
 }
 
 }  // namespace longspan::trainer

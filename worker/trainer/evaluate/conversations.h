@@ -4,9 +4,10 @@
 // "conv", a list of objects whose "user" is that text (MT-Eval). "question_id" or "id" and "category" are kept where
 // they are. Long-MT-Bench+ is read once its records are brought into the first form.
 //
-// Each turn is asked with all turns and answers before it, as lines "USER: ..." and "ASSISTANT: ..."; an answer ends at
-// an end token, at a line that begins with "USER:", or at max_new_tokens. A prompt that does not fit the context with
-// its answer loses its middle. Results are in the form of MT-Bench's model_answer files, which FastChat's judge reads.
+// Each turn is asked with all turns and answers before it, as lines "USER: ..." and "ASSISTANT: ..." or in a chat
+// template; an answer ends at an end token, without a template at a line that begins with "USER:", or at
+// max_new_tokens. A prompt that does not fit the context with its answer loses its middle. Results are in the form of
+// MT-Bench's model_answer files, which FastChat's judge reads.
 #pragma once
 
 #include <filesystem>
@@ -30,7 +31,11 @@ std::vector<ConversationQuestions> ReadConversations(const std::filesystem::path
 // What the model reads before it answers turn answers.size() + 1.
 std::string ConversationPrompt(const std::vector<std::string>& turns, const std::vector<std::string>& answers);
 
+// The same for a chat template, with an empty answer at the end.
+Conversation ConversationRecord(const std::vector<std::string>& turns, const std::vector<std::string>& answers);
+
+// Without `chat`, prompts are plain text.
 std::unique_ptr<GenerationTask> MakeConversationsTask(const jobfile::ConversationsSection& section,
-                                                      int64_t context_length);
+                                                      int64_t context_length, const std::optional<RecordEncoder>& chat);
 
 }  // namespace longspan::trainer

@@ -74,6 +74,12 @@ std::string PerplexityCell(const json& row) {
 
 std::string Percent(const json& row) { return fmt::format("{:.1f} %", row.at("score").get<double>()); }
 
+// The chat template that rows were asked in; empty: plain text.
+std::string TemplateOf(const std::vector<json>& rows) {
+  const auto asked = std::find_if(rows.begin(), rows.end(), [](const json& row) { return row.contains("template"); });
+  return asked == rows.end() ? "" : asked->at("template").get<std::string>();
+}
+
 std::string LongBenchSection(const std::vector<json>& rows) {
   std::string text = "\n## LongBench\n\n" + Table(rows, "task", TaskName, ScoreCell);
   std::string tasks, categories;
@@ -88,7 +94,11 @@ std::string LongBenchSection(const std::vector<json>& rows) {
     categories += fmt::format(" {} |", shown(averages.categories));
   }
   text += fmt::format("| **mean of the English tasks** |{}\n| **mean of their categories** |{}\n", tasks, categories);
-  return text + "\nLongBench's prompts and scores, 0 to 100; answers lie beside, in its own format.\n";
+  text += "\nLongBench's prompts and scores, 0 to 100; answers lie beside, in its own format.";
+  if (const std::string name = TemplateOf(rows); !name.empty()) {
+    text += fmt::format(" Asked in the chat template `{}`, save for few-shot and code tasks.", name);
+  }
+  return text + "\n";
 }
 
 std::string ConversationsSection(const std::vector<json>& rows) {
@@ -98,6 +108,8 @@ std::string ConversationsSection(const std::vector<json>& rows) {
                         row.at("conversations").get<int64_t>(), row.at("turns").get<int64_t>(),
                         row.at("answers").get<std::string>());
   }
+  const std::string name = TemplateOf(rows);
+  if (!name.empty()) text += fmt::format("\nAsked in the chat template `{}`.\n", name);
   return text;
 }
 

@@ -11,6 +11,12 @@ std::vector<int64_t> PromptTokens(const Tokenizer& tokenizer, std::string_view t
   return {ids.begin(), ids.end()};
 }
 
+std::vector<int64_t> ChatTokens(const RecordEncoder& chat, const SftRecord& record) {
+  MergeCache cache;
+  const std::vector<TokenId> ids = chat.EncodePrompt(record, cache);
+  return {ids.begin(), ids.end()};
+}
+
 std::optional<std::vector<GeneratedText>> Answer(const TaskModel& model, const std::vector<Prompt>& prompts,
                                                  const AnswerOptions& options, int64_t first_example,
                                                  const TaskHooks& hooks) {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "proto/jobfile/job_spec.h"
+#include "worker/trainer/data/record_encoder.h"
 #include "worker/trainer/data/tokenizer.h"
 #include "worker/trainer/generate/generator.h"
 
@@ -59,6 +60,8 @@ using GenerationTasks = std::vector<std::unique_ptr<GenerationTask>>;
 
 // Tokens of a prompt: what the tokenizer puts before a text, and the text.
 std::vector<int64_t> PromptTokens(const Tokenizer& tokenizer, std::string_view text);
+// The same in a chat template: what stands before the answer at the end of `record`, whose words do not matter.
+std::vector<int64_t> ChatTokens(const RecordEncoder& chat, const SftRecord& record);
 
 // Generates with the options of `model`. `first_example` numbers the first prompt for drawing. Empty when stopped.
 struct AnswerOptions {

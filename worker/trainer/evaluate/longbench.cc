@@ -48,8 +48,9 @@ LongBenchExample ParseExample(const std::string& line, const std::string& where)
 
 class LongBenchRun : public GenerationTask {
  public:
-  LongBenchRun(const LongBenchTask& task, std::vector<LongBenchExample> examples, int64_t context_length)
-      : task_(task), examples_(std::move(examples)), context_length_(context_length) {
+  LongBenchRun(const LongBenchTask& task, std::vector<LongBenchExample> examples, int64_t context_length,
+               std::optional<RecordEncoder> chat)
+      : task_(task), examples_(std::move(examples)), context_length_(context_length), chat_(std::move(chat)) {
     storage::Sha256 hash;
     for (const LongBenchExample& example : examples_) {
       hash.Add(json{example.input, example.context, example.answers, example.all_classes, example.id}.dump(
@@ -61,7 +62,11 @@ class LongBenchRun : public GenerationTask {
   std::string name() const override { return "longbench/" + task_.name; }
   int64_t length() const override { return context_length_; }
   int64_t examples() const override { return static_cast<int64_t>(examples_.size()); }
-  json settings() const override { return {{"examples", hash_}, {"score", task_.score}}; }
+  json settings() const override {
+    json settings = {{"examples", hash_}, {"score", task_.score}};
+    if (chat_) settings["template"] = chat_->record_template().Description();
+    return settings;
+  }
 
   std::optional<std::vector<json>> Run(const TaskModel& model, int64_t begin, int64_t end,
                                        const TaskHooks& hooks) const override {
@@ -69,15 +74,17 @@ class LongBenchRun : public GenerationTask {
     std::vector<Prompt> prompts;
     std::vector<bool> cut;
     for (int64_t index = begin; index < end; ++index) {
+      const std::string text = PromptOf(task_, examples_[static_cast<size_t>(index)]);
       std::vector<int64_t> tokens =
-          PromptTokens(*model.tokenizer, PromptOf(task_, examples_[static_cast<size_t>(index)]));
+          chat_ ? ChatTokens(*chat_, Instruction{text, "", ""}) : PromptTokens(*model.tokenizer, text);
       cut.push_back(static_cast<int64_t>(tokens.size()) > prompt_max);
       prompts.push_back({TruncatedInTheMiddle(std::move(tokens), prompt_max), task_.answer_tokens});
     }
     AnswerOptions options;
+    if (chat_) options.end_ids = {chat_->answer_end()};
     if (task_.ends_at_newline) {
       const std::vector<int64_t> newline = PromptTokens(*model.tokenizer, "\n");
-      options.end_ids = {newline.back()};
+      options.end_ids.push_back(newline.back());
       options.min_new_tokens = 1;
     }
     const auto texts = Answer(model, prompts, options, begin, hooks);
@@ -106,13 +113,16 @@ class LongBenchRun : public GenerationTask {
       sum += answer.at("score").get<double>();
       cut += answer.at("cut").get<bool>() ? 1 : 0;
     }
-    return {{"score", 100 * sum / static_cast<double>(examples_.size())}, {"measure", task_.score}, {"cut", cut}};
+    json row = {{"score", 100 * sum / static_cast<double>(examples_.size())}, {"measure", task_.score}, {"cut", cut}};
+    if (chat_) row["template"] = chat_->record_template().Description().at("name");
+    return row;
   }
 
  private:
   const LongBenchTask task_;
   const std::vector<LongBenchExample> examples_;
   const int64_t context_length_;
+  const std::optional<RecordEncoder> chat_;
   std::string hash_;
 };
 
@@ -171,6 +181,7 @@ std::vector<LongBenchExample> ReadLongBenchExamples(const fs::path& path, int64_
 }
 
 GenerationTasks MakeLongBenchTasks(const jobfile::LongBenchSection& section, int64_t context_length,
+                                   const std::optional<RecordEncoder>& chat,
                                    const std::function<void(const std::string&)>& warn) {
   if (!fs::is_directory(section.path)) {
     throw UserError("evaluation.longbench.path: " + section.path + " is no folder");
@@ -184,7 +195,8 @@ GenerationTasks MakeLongBenchTasks(const jobfile::LongBenchSection& section, int
                                   task.answer_tokens, context_length));
     }
     tasks.push_back(std::make_unique<LongBenchRun>(
-        task, ReadLongBenchExamples(fs::path(section.path) / (name + ".jsonl"), section.examples), context_length));
+        task, ReadLongBenchExamples(fs::path(section.path) / (name + ".jsonl"), section.examples), context_length,
+        task.as_it_is ? std::nullopt : chat));
   }
   return tasks;
 }

@@ -3,8 +3,8 @@
 //
 // Prompts are LongBench's (longbench_tasks.h). One that is longer than the context loses its middle: it and the longest
 // answer fit the context together. The cut is made on tokens and not written out as text and read again, as LongBench's
-// program does, which moves at most the tokens at the seam. Prompts are plain text; a model that was trained on a chat
-// template gives less than in a chat.
+// program does, which moves at most the tokens at the seam. Prompts are plain text, or one message in a chat template,
+// as LongBench's program asks chat models: save for its few-shot and code tasks, which it never puts into one.
 #pragma once
 
 #include <filesystem>
@@ -20,8 +20,10 @@ namespace longspan::trainer {
 std::vector<LongBenchExample> ReadLongBenchExamples(const std::filesystem::path& path, int64_t examples_max);
 
 // One task a file of the folder, or those that are named. UserError for a folder without any, a named one that has no
-// file, that LongBench does not have, or whose score is not built. `warn` hears of files that are left out.
+// file, that LongBench does not have, or whose score is not built. `warn` hears of files that are left out. Without
+// `chat`, prompts are plain text.
 GenerationTasks MakeLongBenchTasks(const jobfile::LongBenchSection& section, int64_t context_length,
+                                   const std::optional<RecordEncoder>& chat,
                                    const std::function<void(const std::string&)>& warn);
 
 }  // namespace longspan::trainer

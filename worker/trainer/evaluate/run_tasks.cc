@@ -6,6 +6,7 @@
 #include <optional>
 #include <utility>
 
+#include "proto/jobfile/enum_names.h"
 #include "worker/storage/storage.h"
 #include "worker/trainer/data/dataset.h"
 #include "worker/trainer/evaluate/conversations.h"
@@ -181,6 +182,17 @@ void AddByLength(const Section& section, const char* name, const Make& make,
   }
 }
 
+// How chats are written, where the job asks for that.
+std::optional<RecordEncoder> ChatOf(const jobfile::JobSpec& spec, const Tokenizer& tokenizer) {
+  const jobfile::PromptTemplate wanted = spec.evaluation.prompt_template;
+  if (wanted == jobfile::PromptTemplate::kNone) return std::nullopt;
+  std::optional<jobfile::ChatTemplate> named;  // none: the model's own
+  for (const auto& [kind, name] : jobfile::EnumNames<jobfile::ChatTemplate>::kValues) {
+    if (name == jobfile::NameOf(wanted)) named = kind;
+  }
+  return RecordEncoder(tokenizer, ChooseTemplate(named, spec.model.path, "evaluation.template"), spec.context_length);
+}
+
 }  // namespace
 
 bool AsksForGeneration(const jobfile::EvaluationSection& section) {
@@ -199,13 +211,14 @@ GenerationTasks MakeGenerationTasks(const jobfile::JobSpec& spec, const Tokenize
   AddByLength(
       section.topics, "topics",
       [&](const auto& own, int64_t length) { return MakeTopicsTask(own, length, seed, tokenizer); }, warn, &tasks);
+  const std::optional<RecordEncoder> chat = ChatOf(spec, tokenizer);
   if (!section.longbench.path.empty()) {
-    for (auto& task : MakeLongBenchTasks(section.longbench, spec.context_length, warn)) {
+    for (auto& task : MakeLongBenchTasks(section.longbench, spec.context_length, chat, warn)) {
       tasks.push_back(std::move(task));
     }
   }
   if (!section.conversations.path.empty()) {
-    tasks.push_back(MakeConversationsTask(section.conversations, spec.context_length));
+    tasks.push_back(MakeConversationsTask(section.conversations, spec.context_length, chat));
   }
   return tasks;
 }

@@ -21,7 +21,7 @@
 namespace longspan::trainer {
 
 // What a job file asks for besides perplexity; empty where it asks for nothing. `warn` hears of lengths and files that
-// are left out. UserError for a folder or file that cannot be used.
+// are left out. The tokenizer outlives the tasks. UserError for a folder, file or template that cannot be used.
 GenerationTasks MakeGenerationTasks(const jobfile::JobSpec& spec, const Tokenizer& tokenizer,
                                     const std::function<void(const std::string&)>& warn);
 bool AsksForGeneration(const jobfile::EvaluationSection& section);
