@@ -20,7 +20,7 @@ TEXT = r"(pcre2\.h|zlib\.h|zstd\.h|sentencepiece_processor\.h|utf8proc\.h)"
 CLI = r"(CLI/|yaml-cpp/)"
 CUDA = r"(cuda|cub/|nccl\.h|cudnn)"
 
-PURE_SUPPORT = r"proto/support/(ids|check|mutex)\.h"
+PURE_SUPPORT = r"proto/support/(ids|check|first_bytes|mutex)\.h"
 
 # folder: (own folders it may include, foreign families it may include). The longest matching folder decides. The standard
 # library is always allowed, and so is the folder itself.
@@ -30,7 +30,7 @@ ARROWS = {
     "proto/trainer_lines": ([PURE_SUPPORT], [FORMATS]),
     "worker/planner": (["proto/jobfile", PURE_SUPPORT], [FORMATS, OPENSSL, CURL]),
     "worker/storage": ([PURE_SUPPORT], [FORMATS, OPENSSL, CURL]),
-    "server/core": ([r"proto/support/(ids|check)\.h", "server/scheduler"], [ABSL, FORMATS]),
+    "server/core": ([r"proto/support/(ids|check|first_bytes)\.h", "server/scheduler"], [ABSL, FORMATS]),
     "server/scheduler": ([r"proto/support/(ids|check)\.h"], [ABSL, FORMATS]),
     "server/store": (["proto/support", "server/core"], [ABSL, FORMATS, LOG, SQLITE]),
     "server/rpc": (["proto", "server", "worker/planner", "worker/storage"], [GRPC, ABSL, FORMATS, LOG, HTTP, OPENSSL]),
