@@ -24,7 +24,7 @@ struct Job {
   // Set at submit, for ever.
   JobId id;
   std::string request_id;
-  std::string content_hash;  // of the spec; tells a retry from another job under the same request id
+  std::string content_hash;  // of what differs from the defaults; tells a retry from another job of the same request id
   std::string spec_json;     // the job file, defaults written out
   std::string name;
   std::string queue;

@@ -33,7 +33,7 @@ void SetDuration(std::chrono::nanoseconds duration, google::protobuf::Duration* 
 }  // namespace
 
 FleetServiceImpl::FleetServiceImpl(const ServerParts& parts, FleetServiceOptions options)
-    : parts_(parts), options_(std::move(options)) {}
+    : parts_(parts), options_(options) {}
 
 grpc::ServerUnaryReactor* FleetServiceImpl::Synchronize(grpc::CallbackServerContext* context,
                                                         const v1::SynchronizeRequest* request,

@@ -5,6 +5,7 @@
 #include <openssl/sha.h>
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <set>
 
 #include "proto/jobfile/job_file.h"
@@ -49,11 +50,23 @@ std::string Sha256Hex(const std::string& text) {
   return hex;
 }
 
+// Only what is not the default: a newer server, which knows more keys, must take a retry of the same submission for the
+// same.
+std::string ContentHash(const jobfile::JobSpec& spec) {
+  const nlohmann::json defaults = jobfile::ToDocument(jobfile::JobSpec{}).flatten();
+  const nlohmann::json all = jobfile::ToDocument(spec).flatten();
+  nlohmann::json said = nlohmann::json::object();
+  for (const auto& [key, value] : all.items()) {
+    if (!defaults.contains(key) || defaults.at(key) != value) said[key] = value;
+  }
+  return Sha256Hex(said.dump());
+}
+
 core::Job JobOf(const jobfile::JobSpec& spec, const std::string& request_id) {
   core::Job job;
   job.request_id = request_id;
   job.spec_json = jobfile::ToDocument(spec).dump();
-  job.content_hash = Sha256Hex(job.spec_json);
+  job.content_hash = ContentHash(spec);
   job.name = spec.name;
   job.queue = spec.queue;
   job.priority = spec.priority;

@@ -247,7 +247,7 @@ absl::Status LoadJobParts(Database& database, core::StoredState::JobRows& rows) 
           .Prepared("SELECT sequence, attempt, phase, step, steps, values_json, time FROM samples WHERE job_id = ? "
                     "ORDER BY sequence DESC LIMIT 1")
           .Bind(job_id),
-      [&](Statement& row) {
+      [&](Statement& row) -> absl::Status {
         absl::StatusOr<core::Sample> sample = ReadSample(row);
         if (!sample.ok()) return sample.status();
         rows.newest_sample = *std::move(sample);
@@ -437,10 +437,11 @@ absl::StatusOr<std::vector<core::Sample>> ReadSamples(Database& database, const 
           .Prepared("SELECT sequence, attempt, phase, step, steps, values_json, time FROM samples WHERE job_id = ? AND "
                     "sequence > ? ORDER BY sequence LIMIT ?")
           .BindAll(job_id.value(), after, limit),
-      [&](Statement& row) {
+      [&](Statement& row) -> absl::Status {
         absl::StatusOr<core::Sample> sample = ReadSample(row);
-        if (sample.ok()) samples.push_back(*std::move(sample));
-        return sample.status();
+        if (!sample.ok()) return sample.status();
+        samples.push_back(*std::move(sample));
+        return absl::OkStatus();
       });
   if (!status.ok()) return status;
   return samples;

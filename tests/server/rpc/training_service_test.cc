@@ -5,6 +5,7 @@
 #include <set>
 
 #include "proto/support/status.h"
+#include "server/rpc/submit.h"
 #include "tests/server/rpc/test_cluster.h"
 #include "worker/storage/storage.h"
 
@@ -55,6 +56,21 @@ TEST(SubmitJob, TheSameRequestGivesTheSameJobAlsoAfterARestart) {
   cluster.RestartServer();
   EXPECT_EQ(cluster.Submit("request-1").job_id(), first.job_id());
   EXPECT_NE(cluster.Submit("request-2").job_id(), first.job_id());
+}
+
+// A client may retry after the server was replaced by one that knows more keys. The number is what a first server has
+// stored; it may not change.
+TEST(SubmitJob, WhatTellsARetryDoesNotDependOnTheKeysThatTheServerKnows) {
+  v1::SubmitJobRequest request;
+  request.set_request_id("request-1");
+  *request.mutable_spec() = ValidSpec();
+  const rpc::CheckedSubmit checked = rpc::CheckSubmit(request, {});
+  ASSERT_TRUE(checked.status.ok());
+  EXPECT_EQ(checked.job.content_hash, "c5073ae40206054ee4c2eba59f4a6de2aa0959e98100043fe55cdeedec96ef9c");
+  request.mutable_spec()->set_priority(50);  // as it is by default
+  EXPECT_EQ(rpc::CheckSubmit(request, {}).job.content_hash, checked.job.content_hash);
+  request.mutable_spec()->set_priority(51);
+  EXPECT_NE(rpc::CheckSubmit(request, {}).job.content_hash, checked.job.content_hash);
 }
 
 TEST(SubmitJob, AnotherContentUnderTheSameRequestIsRefused) {
