@@ -254,6 +254,8 @@ def main():
     parser.add_argument("--smoke", action="store_true", help="a few steps of each kind: shows that everything runs, says nothing else")
     parser.add_argument("--to", type=pathlib.Path, default=FOLDER, help="folder of README.md and results.csv (default: this one)")
     options = parser.parse_args()
+    if not (options.to / "README.md").is_file():
+        parser.error(f"--to: {options.to} has no README.md to write the tables into")
     scale = SMOKE if options.smoke else FULL
 
     base_run = finish("base model", [base_job(scale)])[0]
