@@ -12,6 +12,7 @@
 #include <fstream>
 #include <sstream>
 #include <thread>
+#include <utility>
 
 #include "proto/jobfile/job_file.h"
 #include "proto/trainer_lines/trainer_lines.h"
@@ -214,8 +215,8 @@ class Trainer {
     Write(lines::Phase{"train"});
     for (int64_t i = line_.rank == 0 ? Knob("fake.garbage_lines") : 0; i > 0; --i) WriteGarbage(i);
     while (step < steps) {
-      const uint8_t agreed = gang_.Agree(flags_);
-      flags_ = 0;
+      // Taken first: what the daemon says while the others are heard counts for the next step.
+      const uint8_t agreed = gang_.Agree(std::exchange(flags_, 0));
       const bool stop = (agreed & kStop) != 0;
       const bool due = step > 0 && step != saved_step_ && spec_.checkpoint.every_steps > 0 &&
                        step % spec_.checkpoint.every_steps == 0;
