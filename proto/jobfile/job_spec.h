@@ -30,6 +30,13 @@ enum class Schedule { kConstant, kCosine, kLinear };
 enum class TrainingDtype { kFp32, kBf16 };
 enum class EvaluationProtocol { kWindows, kPaper };
 enum class MergedBase { kQuantized, kOriginal };
+enum class KeepPolicy {
+  kInput,
+  kAttentionOutput,
+  kQueryKeyValue,
+  kResidual,
+  kGateUp
+};  // worker/planner/memory_policy.h
 
 struct ModelSection {
   std::string path;                      // Hugging Face folder; required

@@ -4,7 +4,7 @@
 #include <cstdlib>
 
 #include "tests/fuzz/json_fuzzer.h"
-#include "worker/trainer/model/model_config.h"
+#include "worker/model_config/model_config.h"
 
 namespace {
 

@@ -11,11 +11,11 @@
 
 #include "proto/jobfile/enum_names.h"
 #include "proto/jobfile/job_file.h"
+#include "worker/model_config/model_config.h"
 #include "worker/storage/storage.h"
 #include "worker/trainer/checkpoint/adapter_config.h"
 #include "worker/trainer/data/record_example.h"
 #include "worker/trainer/errors.h"
-#include "worker/trainer/model/model_config.h"
 #include "worker/trainer/model/safetensors.h"
 #include "worker/trainer/weights_of_job.h"
 

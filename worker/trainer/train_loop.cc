@@ -10,8 +10,9 @@
 #include <utility>
 
 #include "proto/jobfile/job_file.h"
+#include "worker/model_config/adapter_plan.h"
 #include "worker/planner/flops.h"
-#include "worker/trainer/adapters/adapter_plan.h"
+#include "worker/planner/job_shape.h"
 #include "worker/trainer/checkpoint/adapter_config.h"
 #include "worker/trainer/errors.h"
 #include "worker/trainer/model/safetensors.h"
@@ -44,18 +45,11 @@ std::vector<at::Tensor> Gradients(CausalLm& model) {
 
 // Of one document, or of one sequence of joined ones.
 double TrainingFlops(const jobfile::JobSpec& spec, const ModelConfig& config, int64_t tokens) {
-  planner::ModelShape shape;
-  shape.hidden_size = config.hidden_size;
-  shape.query_size = config.num_attention_heads * config.head_dim;
-  shape.key_value_size = config.num_key_value_heads * config.head_dim;
-  shape.intermediate_size = config.intermediate_size;
-  shape.mlp_matrices = static_cast<int64_t>(config.family->mlp_in.size()) + 1;
-  shape.num_hidden_layers = config.num_hidden_layers;
-  shape.vocab_size = config.vocab_size;
   const bool full = spec.attention.kind == jobfile::AttentionKind::kFull;
   const int64_t attended = full ? tokens : jobfile::ResolvedGroupSize(spec);
-  return planner::TrainingFlopsOfSequence(planner::ForwardFlopsOfSequence(shape, tokens, attended),
-                                          spec.method.kind == jobfile::MethodKind::kFull);
+  return planner::TrainingFlopsOfSequence(
+      planner::ForwardFlopsOfSequence(planner::ModelShapeOf(config), tokens, attended),
+      spec.method.kind == jobfile::MethodKind::kFull);
 }
 
 // JSON has no NaN: as in the line protocol, such a number travels as text.

@@ -1,6 +1,6 @@
 #include "worker/trainer/weights_of_job.h"
 
-#include "worker/trainer/adapters/adapter_plan.h"
+#include "worker/model_config/adapter_plan.h"
 #include "worker/trainer/checkpoint/adapter_config.h"
 #include "worker/trainer/errors.h"
 #include "worker/trainer/model/safetensors.h"

@@ -33,7 +33,7 @@ class ContinuationTest : public ::testing::TestWithParam<Case> {
     options.spec = testing::TinySpec(folder_.path(), 64);
     options.spec.method.kind = GetParam().method;
     options.spec.attention.kind = jobfile::AttentionKind::kFull;
-    options.memory.mlp_tile_tokens = tile_tokens;
+    options.memory.tile_tokens = tile_tokens;
     options.dropout = false;
     std::unique_ptr<CausalLm> model = CausalLm::Load(options);
     testing::DrawLora(model.get());

@@ -7,7 +7,7 @@
 #include <map>
 
 #include "tests/trainer/tiny_llama.h"
-#include "worker/trainer/adapters/adapter_plan.h"
+#include "worker/model_config/adapter_plan.h"
 
 namespace longspan::trainer {
 namespace {
@@ -59,7 +59,7 @@ class CausalLmTest : public ::testing::Test {
         ExpectNear(Gradients(Load(options).get(), batch), expected, 1e-5);
       }
       for (const int64_t rows : {1, 7, 64}) {
-        options.memory.mlp_tile_tokens = options.memory.loss_tile_tokens = rows;
+        options.memory.tile_tokens = options.memory.loss_tile_tokens = rows;
         ExpectNear(Gradients(Load(options).get(), batch), expected, 1e-5);
       }
     }
@@ -104,7 +104,7 @@ TEST_F(CausalLmTest, EveryKeepPolicyAndTileSizeGivesTheSameGradientsUnderDropout
   batch.step = 4;
   const auto expected = Gradients(Load(options).get(), batch);
   options.memory.keep = KeepPolicy::kGateUp;
-  options.memory.mlp_tile_tokens = 5;
+  options.memory.tile_tokens = 5;
   ExpectNear(Gradients(Load(options).get(), batch), expected, 1e-5);
 }
 

@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "tests/trainer/tiny_llama.h"
-#include "worker/trainer/model/model_config.h"
+#include "worker/model_config/model_config.h"
 #include "worker/trainer/model/safetensors.h"
 
 namespace longspan::trainer {

@@ -1,6 +1,6 @@
 // Positions: what config.json says, what a job makes of it, what is written back. The angles themselves are compared
 // with transformers in tests/parity/test_rope.py.
-#include "worker/trainer/model/rope_scaling.h"
+#include "worker/model_config/rope_scaling.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -10,8 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "worker/model_config/rope_extension.h"
 #include "worker/trainer/errors.h"
-#include "worker/trainer/model/rope_extension.h"
 #include "worker/trainer/model/rotary_positions.h"
 
 namespace longspan::trainer {

@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "proto/jobfile/job_file.h"
-#include "worker/trainer/model/model_config.h"
+#include "worker/model_config/model_config.h"
 #include "worker/trainer/model/rotary_positions.h"
 #include "worker/trainer/model/safetensors.h"
 

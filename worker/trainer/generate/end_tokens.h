@@ -5,7 +5,7 @@
 #include <filesystem>
 #include <vector>
 
-#include "worker/trainer/model/model_config.h"
+#include "worker/model_config/model_config.h"
 
 namespace longspan::trainer {
 

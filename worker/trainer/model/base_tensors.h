@@ -7,18 +7,11 @@
 #include <utility>
 #include <vector>
 
-#include "worker/trainer/model/model_config.h"
+#include "worker/model_config/model_config.h"
+#include "worker/model_config/tensor_names.h"
 #include "worker/trainer/model/safetensors.h"
 
 namespace longspan::trainer {
-
-struct TensorShape {
-  std::string name;
-  std::vector<int64_t> shape;
-};
-
-// Every tensor of the model, in the order of the model. A tied lm_head is not among them.
-std::vector<TensorShape> BaseTensorShapes(const ModelConfig& config);
 
 class BaseTensors {
  public:

@@ -128,7 +128,7 @@ class Decoder : public CausalLm {
   at::Tensor Continue(const std::vector<Continuation>& sequences, const EvaluationOptions& options) override {
     const ModelWeights& weights = WeightsFor(options);
     const at::Tensor logits = at::empty({static_cast<int64_t>(sequences.size()), config_.vocab_size}, at::kFloat);
-    for (const ContinuationPass& plan : PlanContinuation(sequences, options_.memory.mlp_tile_tokens)) {
+    for (const ContinuationPass& plan : PlanContinuation(sequences, options_.memory.tile_tokens)) {
       const at::Tensor ids = IdsOf(sequences, plan).unsqueeze(0);
       CheckIds(ids, config_.vocab_size, 0, "tokens");
       LayerPass pass = NewPass();

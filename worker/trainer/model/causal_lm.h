@@ -16,12 +16,15 @@
 #include <vector>
 
 #include "proto/jobfile/job_spec.h"
-#include "worker/trainer/adapters/adapter_plan.h"
-#include "worker/trainer/memory/keep_policy.h"
+#include "worker/model_config/adapter_plan.h"
+#include "worker/model_config/model_config.h"
+#include "worker/planner/memory_policy.h"
 #include "worker/trainer/model/continuation.h"
-#include "worker/trainer/model/model_config.h"
 
 namespace longspan::trainer {
+
+using planner::KeepPolicy;
+using planner::MemoryPolicy;
 
 // One tensor that trains. `value` is what the forward pass reads (the compute dtype); the optimizer keeps the fp32
 // master and writes back. `gradient` is fp32, allocated once, accumulated over micro-batches, zeroed by ZeroGradients.

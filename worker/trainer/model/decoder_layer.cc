@@ -181,7 +181,7 @@ at::Tensor MlpForward(const LayerWeights& weights, const LayerPass& pass, int64_
                       const at::Tensor& residual, const at::Tensor& kept_inner, Workspace* workspace) {
   const at::Tensor y = at::empty_like(residual);
   const MlpPasses mlp = BeginMlp(weights, pass, layer, workspace);
-  ForTiles(input.size(0), pass.memory.mlp_tile_tokens, [&](int64_t begin, int64_t rows) {
+  ForTiles(input.size(0), pass.memory.tile_tokens, [&](int64_t begin, int64_t rows) {
     const MlpTile tile{begin, input.narrow(0, begin, rows), TileOfInner(pass, kept_inner, input, begin, rows)};
     MlpForwardTile(weights, pass, mlp, tile, residual.narrow(0, begin, rows), y.narrow(0, begin, rows));
   });
@@ -192,7 +192,7 @@ at::Tensor MlpForward(const LayerWeights& weights, const LayerPass& pass, int64_
 void MlpBackward(const LayerWeights& weights, const LayerPass& pass, int64_t layer, const at::Tensor& input,
                  const at::Tensor& kept_inner, const at::Tensor& gradient, Workspace* workspace) {
   const MlpPasses mlp = BeginMlp(weights, pass, layer, workspace);
-  ForTiles(input.size(0), pass.memory.mlp_tile_tokens, [&](int64_t begin, int64_t rows) {
+  ForTiles(input.size(0), pass.memory.tile_tokens, [&](int64_t begin, int64_t rows) {
     const MlpTile tile{begin, input.narrow(0, begin, rows), TileOfInner(pass, kept_inner, input, begin, rows)};
     MlpBackwardTile(weights, pass, mlp, tile, !kept_inner.defined(), gradient.narrow(0, begin, rows));
   });

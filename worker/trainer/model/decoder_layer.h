@@ -22,16 +22,20 @@
 #include <array>
 #include <vector>
 
+#include "worker/model_config/model_family.h"
+#include "worker/planner/memory_policy.h"
 #include "worker/trainer/adapters/fused_linear.h"
 #include "worker/trainer/attention/attention.h"
 #include "worker/trainer/attention/cached_attention.h"
 #include "worker/trainer/attention/sliding_window.h"
-#include "worker/trainer/memory/keep_policy.h"
-#include "worker/trainer/model/model_family.h"
 #include "worker/trainer/model/norm.h"
 #include "worker/trainer/model/row_kernels.h"
 
 namespace longspan::trainer {
+
+using planner::KeepPolicy;
+using planner::Keeps;
+using planner::MemoryPolicy;
 
 struct LayerWeights {
   NormWeight input_norm, post_attention_norm;

@@ -10,7 +10,7 @@
 
 #include <ATen/ATen.h>
 
-#include "worker/trainer/model/model_family.h"
+#include "worker/model_config/model_family.h"
 
 namespace longspan::trainer {
 

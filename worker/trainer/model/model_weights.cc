@@ -7,20 +7,12 @@
 #include <optional>
 #include <set>
 
-#include "worker/trainer/adapters/adapter_folder.h"
+#include "worker/trainer/model/safetensors.h"
 
 namespace longspan::trainer {
 namespace {
 
 constexpr char kPeftPrefix[] = "base_model.model.";
-
-std::string EmbeddingName(const ModelConfig& config) { return config.family->embedding + ".weight"; }
-std::string HeadName(const ModelConfig& config) { return config.family->head + ".weight"; }
-
-// "self_attn.q_proj" of a layer -> "model.layers.0.self_attn.q_proj"
-std::string NameInLayer(const ModelConfig& config, size_t layer, const std::string& module) {
-  return fmt::format("{}.{}.{}", config.family->layers, layer, module);
-}
 
 // The tensors of an adapter folder, each of which somebody must take: one left over means that the folder is for
 // another model.
@@ -28,7 +20,7 @@ class AdapterTensors {
  public:
   explicit AdapterTensors(const std::string& folder) {
     if (folder.empty()) return;
-    file_ = OpenAdapterWeights(folder);
+    file_ = SafetensorsFile::Open(folder + "/adapter_model.safetensors");
     for (const auto& [name, entry] : file_->entries()) left_.insert(name);
   }
   bool present() const { return file_.has_value(); }
@@ -290,18 +282,6 @@ std::vector<NamedTensor> ChangedTensors(const ModelConfig& config, const Adapter
 }
 
 }  // namespace
-
-AdaptableModel AdaptableModelOf(const ModelConfig& config) {
-  AdaptableModel model;
-  model.default_targets = config.family->default_targets;
-  model.tied_embeddings = config.tie_word_embeddings;
-  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
-    for (const std::string& module : config.family->LinearPaths()) {
-      model.linear_names.push_back(NameInLayer(config, static_cast<size_t>(layer), module));
-    }
-  }
-  return model;
-}
 
 ModelWeights LoadModelWeights(const ModelConfig& config, const BaseTensors& base, const AdapterPlan& plan,
                               const WeightOptions& options) {

@@ -5,17 +5,14 @@
 #include <string>
 #include <vector>
 
-#include "worker/trainer/adapters/adapter_plan.h"
+#include "worker/model_config/adapter_plan.h"
+#include "worker/model_config/model_config.h"
 #include "worker/trainer/model/base_tensors.h"
 #include "worker/trainer/model/causal_lm.h"
 #include "worker/trainer/model/decoder_layer.h"
-#include "worker/trainer/model/model_config.h"
 #include "worker/trainer/quantized/quantized_base.h"
 
 namespace longspan::trainer {
-
-// What a plan needs to know of the model.
-AdaptableModel AdaptableModelOf(const ModelConfig& config);
 
 // A (V, d) matrix: the token embedding or the output head. Tied, both are the same tensors.
 struct VocabularyWeight {

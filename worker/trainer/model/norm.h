@@ -11,7 +11,7 @@
 
 #include <string>
 
-#include "worker/trainer/model/model_family.h"
+#include "worker/model_config/model_family.h"
 
 namespace longspan::trainer {
 

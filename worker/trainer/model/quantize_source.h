@@ -2,7 +2,7 @@
 // stay as they are.
 #pragma once
 
-#include "worker/trainer/adapters/adapter_plan.h"
+#include "worker/model_config/adapter_plan.h"
 #include "worker/trainer/model/base_tensors.h"
 #include "worker/trainer/quantized/quantized_base.h"
 

@@ -2,8 +2,8 @@
 // that long positions agree to the last bit.
 #pragma once
 
+#include "worker/model_config/rope_scaling.h"
 #include "worker/trainer/model/packed_documents.h"
-#include "worker/trainer/model/rope_scaling.h"
 #include "worker/trainer/model/row_kernels.h"
 
 namespace longspan::trainer {

@@ -14,7 +14,7 @@
 #include <cstdint>
 
 #include "proto/jobfile/job_spec.h"
-#include "worker/trainer/model/rope_scaling.h"
+#include "worker/model_config/rope_scaling.h"
 
 namespace longspan::trainer {
 

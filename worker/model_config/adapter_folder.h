@@ -7,8 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "worker/trainer/adapters/module_pattern.h"
-#include "worker/trainer/model/safetensors.h"
+#include "worker/model_config/module_pattern.h"
 
 namespace longspan::trainer {
 
@@ -23,9 +22,5 @@ struct AdapterFolder {
 };
 
 AdapterFolder ReadAdapterFolder(const std::string& folder);
-
-// The tensors of a PEFT folder, by their names in the saved file:
-// base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight
-SafetensorsFile OpenAdapterWeights(const std::string& folder);
 
 }  // namespace longspan::trainer

@@ -1,10 +1,10 @@
-#include "worker/trainer/model/rope_scaling.h"
+#include "worker/model_config/rope_scaling.h"
 
 #include <algorithm>
 #include <cmath>
 #include <utility>
 
-#include "worker/trainer/model/config_keys.h"
+#include "worker/model_config/config_keys.h"
 
 namespace longspan::trainer {
 namespace {

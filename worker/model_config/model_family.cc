@@ -1,4 +1,4 @@
-#include "worker/trainer/model/model_family.h"
+#include "worker/model_config/model_family.h"
 
 namespace longspan::trainer {
 namespace {

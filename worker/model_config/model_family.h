@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "worker/trainer/model/rope_scaling.h"
+#include "worker/model_config/rope_scaling.h"
 
 namespace longspan::trainer {
 

@@ -1,4 +1,4 @@
-#include "worker/trainer/adapters/adapter_plan.h"
+#include "worker/model_config/adapter_plan.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "worker/trainer/adapters/adapter_folder.h"
+#include "worker/model_config/adapter_folder.h"
 
 namespace longspan::trainer {
 namespace {

@@ -1,4 +1,4 @@
-#include "worker/trainer/adapters/module_pattern.h"
+#include "worker/model_config/module_pattern.h"
 
 namespace longspan::trainer {
 

@@ -1,4 +1,4 @@
-#include "worker/trainer/model/model_config.h"
+#include "worker/model_config/model_config.h"
 
 #include <fmt/format.h>
 
@@ -7,8 +7,8 @@
 #include <cstring>
 #include <fstream>
 
-#include "worker/trainer/model/config_keys.h"
-#include "worker/trainer/model/rope_extension.h"
+#include "worker/model_config/config_keys.h"
+#include "worker/model_config/rope_extension.h"
 
 namespace longspan::trainer {
 namespace {
@@ -17,12 +17,12 @@ using nlohmann::json;
 
 constexpr int64_t kLayersMax = 10000;  // far beyond any model; what is kept by layer stays small
 
-at::ScalarType ReadDtype(const KeyReader& keys) {
+WeightDtype ReadDtype(const KeyReader& keys) {
   const char* key = keys.Find("dtype") != nullptr ? "dtype" : "torch_dtype";
   const std::string name = keys.String(key, "float32");
-  if (name == "float32" || name == "auto") return at::kFloat;
-  if (name == "bfloat16") return at::kBFloat16;
-  if (name == "float16") return at::kHalf;
+  if (name == "float32" || name == "auto") return WeightDtype::kFp32;
+  if (name == "bfloat16") return WeightDtype::kBf16;
+  if (name == "float16") return WeightDtype::kFp16;
   keys.Fail(key, fmt::format("\"{}\" is not supported; float32, bfloat16 and float16 are", name));
 }
 

@@ -5,8 +5,6 @@
 // rope_extension.h.
 #pragma once
 
-#include <ATen/ATen.h>
-
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -14,9 +12,9 @@
 #include <vector>
 
 #include "proto/jobfile/job_spec.h"
+#include "worker/model_config/model_family.h"
+#include "worker/model_config/rope_scaling.h"
 #include "worker/trainer/errors.h"
-#include "worker/trainer/model/model_family.h"
-#include "worker/trainer/model/rope_scaling.h"
 
 namespace longspan::trainer {
 
@@ -24,6 +22,9 @@ namespace longspan::trainer {
 struct LinearBiases {
   bool query_key_value = false, output = false, mlp = false;
 };
+
+// Of the weights, as config.json says.
+enum class WeightDtype { kFp32, kBf16, kFp16 };
 
 struct ModelConfig {
   const ModelFamily* family = nullptr;  // never null in a config that was read; points into the static table
@@ -40,7 +41,7 @@ struct ModelConfig {
   bool parallel_residual = false;
   double initializer_range = 0.02;
   bool tie_word_embeddings = false;
-  at::ScalarType dtype = at::kFloat;  // `dtype` or `torch_dtype`; kFloat when neither is given
+  WeightDtype dtype = WeightDtype::kFp32;  // `dtype` or `torch_dtype`; kFp32 when neither is given
   std::optional<int64_t> bos_token_id;
   std::vector<int64_t> eos_token_ids;  // empty when config.json has none
 

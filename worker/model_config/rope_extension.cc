@@ -1,4 +1,4 @@
-#include "worker/trainer/model/rope_extension.h"
+#include "worker/model_config/rope_extension.h"
 
 #include <fmt/format.h>
 

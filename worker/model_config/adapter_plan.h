@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "proto/jobfile/job_spec.h"
-#include "worker/trainer/adapters/module_pattern.h"
+#include "worker/model_config/module_pattern.h"
 #include "worker/trainer/errors.h"
 
 namespace longspan::trainer {

@@ -1,4 +1,4 @@
-#include "worker/trainer/adapters/adapter_folder.h"
+#include "worker/model_config/adapter_folder.h"
 
 #include <fmt/format.h>
 
@@ -110,10 +110,6 @@ AdapterFolder ReadAdapterFolder(const std::string& folder) {
                                               [](const json& value) { return value.is_number(); });
   adapter.targets = ReadTargets(document, path);
   return adapter;
-}
-
-SafetensorsFile OpenAdapterWeights(const std::string& folder) {
-  return SafetensorsFile::Open(folder + "/adapter_model.safetensors");
 }
 
 }  // namespace longspan::trainer

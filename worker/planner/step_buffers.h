@@ -1,0 +1,129 @@
+// The buffers of one forward and backward pass: what each is called, how large it is, and during which stages it holds
+// a value. From this list the planner knows the bytes of a pass before anything is allocated, and the trainer takes its
+// buffers by the same list, so that the two cannot disagree.
+//
+//   forward     attention ─► mlp ─► … every layer …  ─► loss
+//   backward                              recompute ─► mlp ─► attention ─► projection   every layer, from the last
+//
+// Buffers whose stages do not meet share memory: the arena is as large as the fullest stage, not as their sum. Values
+// that live from the forward pass to the backward pass are not here but in KeptValues (kept_values.h).
+//
+// Pure. Legend: N rows (tokens of the micro-batch), t rows of a tile, d hidden size, F intermediate size, V vocabulary,
+// Hq and Hkv heads of D, R ranks of the LoRA layers that read the same input, e bytes of an element.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "worker/planner/memory_policy.h"
+
+namespace longspan::planner {
+
+// One fused linear layer: q, k and v are one, gate and up another.
+struct LinearShape {
+  int64_t inputs = 0, outputs = 0;
+  int64_t ranks = 0;            // R; 0 without LoRA
+  bool scratch_weight = false;  // each pass builds its weight first: LoRA folded in, or 4 bits unpacked
+};
+
+// One pass over a micro-batch on one rank.
+struct StepShape {
+  int64_t rows = 0;           // N
+  int64_t element_bytes = 4;  // e, of the compute dtype
+  int64_t num_hidden_layers = 0;
+  int64_t hidden_size = 0, intermediate_size = 0, vocab_size = 0;
+  int64_t query_heads = 0, key_value_heads = 0, head_dim = 0;
+  bool has_gate = true;
+  bool parallel_residual = false;
+  bool has_head_norms = false;
+  LinearShape query_key_value, output, mlp_in, mlp_out;
+  bool dropout = false;         // of LoRA
+  bool trains_weights = false;  // the linear layers
+  bool trains_norms = false;
+  bool trains_head = false;
+  int64_t attention_scratch_bytes = 0;  // of the attention kernel
+
+  int64_t query_size() const { return query_heads * head_dim; }
+  int64_t query_key_value_size() const { return (query_heads + 2 * key_value_heads) * head_dim; }
+  int64_t mlp_in_size() const { return (has_gate ? 2 : 1) * intermediate_size; }
+};
+
+enum class Slot : int {
+  kHiddenEven,               // (N, d) the residual stream, in turns, where it is not kept
+  kHiddenOdd,                // (N, d)
+  kNormed,                   // (t, d) a norm's output
+  kNormStatistics,           // (t, 2) fp32
+  kNormSums,                 // fp32 partial sums of the gradients of a norm
+  kQueryKeyValue,            // (N, (Hq + 2·Hkv)·D) where it is not kept
+  kTurnedHeads,              // (N, (Hq + Hkv)·D) q and k behind head norms
+  kHeadStatistics,           // (N, Hq + Hkv) fp32
+  kAttentionOutput,          // (N, Hq·D) where it is not kept
+  kLogSumExp,                // (N, Hq) fp32, likewise
+  kAttentionScratch,         // of the kernel
+  kResidual,                 // (t, d) where it is not kept
+  kMlpInner,                 // (t, 2F) or (t, F) where it is not kept
+  kMlpSigmoid,               // (t, F) fp32
+  kMlpProduct,               // (t, F)
+  kMlpProductGradient,       // (t, F)
+  kMlpInnerGradient,         // (t, 2F) or (t, F)
+  kNormedGradient,           // (t, d)
+  kGradient,                 // (N, d) of the residual stream
+  kAttentionOutputGradient,  // (N, Hq·D)
+  kQueryKeyValueGradient,    // (N, (Hq + 2·Hkv)·D)
+  kScratchQueryKeyValue,     // weights built for a pass
+  kScratchOutput,
+  kScratchMlpIn,
+  kScratchMlpOut,
+  kLoraInner,           // (t, R) x·Aᵀ
+  kLoraInnerGradient,   // (t, R)
+  kLoraAGradient,       // (R, inputs)
+  kLoraBGradient,       // (R, outputs)
+  kDropped,             // (t, inputs) the input of A behind dropout
+  kDroppedGradient,     // (t, inputs)
+  kWeightProduct,       // dW of one tile, where the compute dtype is not fp32
+  kLossHidden,          // (l, d) rows of scored tokens that do not follow each other; l rows of a tile of the loss
+  kLossNormed,          // (l, d)
+  kLogits,              // (l, V)
+  kLogitsFloat,         // (l, V) fp32, where the compute dtype is not
+  kProbabilities,       // (l, V) fp32
+  kLossGradient,        // (l, d)
+  kLossHiddenGradient,  // (l, d), like kLossHidden
+  kCount
+};
+inline constexpr int kSlotCount = static_cast<int>(Slot::kCount);
+std::string_view NameOf(Slot slot);
+
+// Bits.
+enum Stage : unsigned {
+  kForwardAttention = 1,
+  kForwardMlp = 2,
+  kLoss = 4,
+  kBackwardRecompute = 8,
+  kBackwardMlp = 16,
+  kBackwardAttention = 32,
+  kBackwardProjection = 64,
+};
+
+struct Buffer {
+  Slot slot = Slot::kCount;
+  int64_t bytes = 0;
+  unsigned stages = 0;
+};
+
+// Of training. Buffers without bytes are left out.
+std::vector<Buffer> TrainingBuffers(const StepShape& shape, const MemoryPolicy& policy);
+
+// Where each slot lies in one block of memory. Slots that are not part of it have no bytes.
+struct ArenaLayout {
+  struct Place {
+    int64_t offset = 0, bytes = 0;
+  };
+  Place places[kSlotCount] = {};
+  int64_t bytes = 0;
+};
+inline constexpr int64_t kArenaAlignment = 64;
+// Largest first, each at the lowest offset at which nothing lies that meets it in a stage.
+ArenaLayout LayOut(std::vector<Buffer> buffers);
+
+}  // namespace longspan::planner
