@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "worker/trainer/memory/counting_allocator.h"
 #include "worker/trainer/model/row_parallel.h"
 
 namespace longspan::trainer {
@@ -268,15 +269,33 @@ AttentionPlan PlanShiftedSparseAttention(const AttentionShape& shape, int64_t gr
   return plan;
 }
 
+std::vector<at::Tensor> LogSumExpViews(const AttentionPlan& plan, const at::Tensor& all) {
+  std::vector<at::Tensor> views;
+  views.reserve(plan.size());
+  int64_t first = 0;
+  for (const AttentionCall& call : plan) {
+    const int64_t count = call.blocks * call.query_heads * call.length;
+    views.push_back(all.narrow(0, first, count).view({call.blocks, call.query_heads, call.length}));
+    first += count;
+  }
+  TORCH_CHECK(first == all.numel(), "logsumexp of ", first, " values in ", all.numel());
+  return views;
+}
+
+void AttentionForward(const AttentionPlan& plan, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                      const at::Tensor& out, const std::vector<at::Tensor>& logsumexp) {
+  const ListedAllocation sdpa;
+  for (size_t index = 0; index < plan.size(); ++index) {
+    const auto [values, call_logsumexp] = CallForward(plan[index], q, k, v);
+    QueryView(out, plan[index]).copy_(values);
+    at::Tensor(logsumexp[index]).copy_(call_logsumexp);
+  }
+}
+
 std::vector<at::Tensor> AttentionForward(const AttentionPlan& plan, const at::Tensor& q, const at::Tensor& k,
                                          const at::Tensor& v, const at::Tensor& out) {
-  std::vector<at::Tensor> logsumexp;
-  logsumexp.reserve(plan.size());
-  for (const AttentionCall& call : plan) {
-    auto [values, call_logsumexp] = CallForward(call, q, k, v);
-    QueryView(out, call).copy_(values);
-    logsumexp.push_back(std::move(call_logsumexp));
-  }
+  const std::vector<at::Tensor> logsumexp = LogSumExpViews(plan, at::empty({q.size(0) * q.size(1)}, at::kFloat));
+  AttentionForward(plan, q, k, v, out, logsumexp);
   return logsumexp;
 }
 
@@ -284,6 +303,7 @@ void AttentionBackward(const AttentionPlan& plan, const AttentionInputs& inputs,
                        const std::vector<at::Tensor>& logsumexp, const at::Tensor& out_gradient,
                        const AttentionGradients& gradients) {
   TORCH_CHECK(logsumexp.size() == plan.size(), "attention backward with another plan than forward");
+  const ListedAllocation sdpa;
   for (size_t index = 0; index < plan.size(); ++index) {
     CallBackward(plan[index], inputs, logsumexp[index], out_gradient, gradients);
   }

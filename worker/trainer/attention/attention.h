@@ -80,8 +80,14 @@ AttentionPlan PlanShortAttention(const AttentionShape& shape, int64_t group);
 AttentionPlan PlanShiftedSparseAttention(const AttentionShape& shape, int64_t group,
                                          BlockEdge edge = BlockEdge::kSplit);
 
+// The logsumexp of each call, (blocks, heads, length) fp32, as views of `all` (N·Hq).
+std::vector<at::Tensor> LogSumExpViews(const AttentionPlan& plan, const at::Tensor& all);
+
 // q (N, Hq, D), k and v (N, Hkv, D): views whose last stride is 1, rows of the sequences one after the other. Writes
-// out (N, Hq, D) and returns the logsumexp of each call, which the backward pass needs.
+// out (N, Hq, D) and the logsumexp of each call, which the backward pass needs.
+void AttentionForward(const AttentionPlan& plan, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                      const at::Tensor& out, const std::vector<at::Tensor>& logsumexp);
+// The same with a logsumexp of its own, which is returned.
 std::vector<at::Tensor> AttentionForward(const AttentionPlan& plan, const at::Tensor& q, const at::Tensor& k,
                                          const at::Tensor& v, const at::Tensor& out);
 
