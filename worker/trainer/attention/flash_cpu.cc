@@ -112,25 +112,30 @@ const char* NameOf(FlashInstructions instructions) {
   return "unknown";
 }
 
-std::vector<FlashInstructions> UsableFlashInstructions() {
-  std::vector<FlashInstructions> usable;
+FlashInstructions BestFlashInstructions() {
 #ifdef __x86_64__
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    usable.push_back(FlashInstructions::kAvx2);
-    if (__builtin_cpu_supports("avx512f")) usable.push_back(FlashInstructions::kAvx512);
+    return __builtin_cpu_supports("avx512f") ? FlashInstructions::kAvx512 : FlashInstructions::kAvx2;
   }
 #endif
-  return usable;
+  return FlashInstructions::kNone;
 }
 
-FlashInstructions BestFlashInstructions() {
-  const std::vector<FlashInstructions> usable = UsableFlashInstructions();
-  return usable.empty() ? FlashInstructions::kNone : usable.back();
+std::vector<FlashInstructions> UsableFlashInstructions() {
+  switch (BestFlashInstructions()) {
+    case FlashInstructions::kNone:
+      return {};
+    case FlashInstructions::kAvx2:
+      return {FlashInstructions::kAvx2};
+    case FlashInstructions::kAvx512:
+      return {FlashInstructions::kAvx2, FlashInstructions::kAvx512};
+  }
+  return {};
 }
 
-bool FlashTakes(const at::Tensor& q) {
+bool FlashTakes(const at::Tensor& q, const FlashSetting& setting) {
   return q.is_cpu() && q.scalar_type() == at::kFloat && q.size(-1) <= kHeadDimMax &&
-         BestFlashInstructions() != FlashInstructions::kNone;
+         setting.instructions != FlashInstructions::kNone;
 }
 
 int64_t FlashWorkspaceSize(int64_t head_dim, int64_t threads) { return threads * ScratchFloats(head_dim); }

@@ -27,9 +27,6 @@ const char* NameOf(FlashInstructions instructions);
 FlashInstructions BestFlashInstructions();
 std::vector<FlashInstructions> UsableFlashInstructions();
 
-// q is a tensor that the kernels know: fp32, on the CPU, D <= 256.
-bool FlashTakes(const at::Tensor& q);
-
 // fp32 values that a workspace needs for `threads` threads to work at once: 0.15 MiB for each at D = 64, 0.5 at 256. A
 // smaller one serves fewer threads.
 int64_t FlashWorkspaceSize(int64_t head_dim, int64_t threads);
@@ -38,6 +35,9 @@ struct FlashSetting {
   at::Tensor workspace;  // contiguous fp32, at least FlashWorkspaceSize(D, 1) values; contents do not matter
   FlashInstructions instructions = BestFlashInstructions();
 };
+
+// The kernels know what q is (fp32, on the CPU, D <= 256), and `setting` names instructions.
+bool FlashTakes(const at::Tensor& q, const FlashSetting& setting);
 
 // A run of keys and values (blocks, Hkv, keys, D). Queries see several runs as if they were one.
 struct FlashKeys {
