@@ -1,9 +1,10 @@
-// The working buffers of a pass, by name: what is computed and used up within a layer, or within the loss. The planner's
-// list says which there are, how large they are, and which may lie in the same memory (worker/planner/step_buffers.h).
+// The working buffers of a pass, by name: what is computed and used up within a layer, or within the loss. The
+// planner's list says which there are, how large they are, and which may lie in the same memory
+// (worker/planner/step_buffers.h).
 //
 // A tensor that Take returned is good until the slot is taken again, or until a slot that shares its memory is: the
-// caller keeps to the stages of the list. Without a layout each slot has memory of its own, which grows to what was asked
-// for; tests hold the two to the same bits, which catches a stage that the list forgot. Not thread-safe.
+// caller keeps to the stages of the list. Without a layout each slot has memory of its own, which grows to what was
+// asked for; tests hold the two to the same bits, which catches a stage that the list forgot. Not thread-safe.
 #pragma once
 
 #include <ATen/ATen.h>

@@ -10,8 +10,8 @@ namespace longspan::trainer {
 
 struct DeviceMemory {
   int64_t live_bytes = 0;
-  int64_t peak_bytes = 0;        // since the last ResetDeviceMemoryPeak
-  int64_t allocations = 0;       // since the process began
+  int64_t peak_bytes = 0;            // since the last ResetDeviceMemoryPeak
+  int64_t allocations = 0;           // since the process began
   int64_t unlisted_allocations = 0;  // of at least kLargeAllocationBytes, outside of every ListedAllocation
 };
 inline constexpr int64_t kLargeAllocationBytes = 16384;
@@ -21,8 +21,8 @@ void InstallCountingAllocator();
 DeviceMemory DeviceMemoryNow();
 void ResetDeviceMemoryPeak();  // to what is live
 
-// While one of these lives on a thread, its large allocations are expected: the few ATen calls that have no variant with an
-// output of the caller's. Everything else takes its memory from the arena.
+// While one of these lives on a thread, its large allocations are expected: the few ATen calls that have no variant
+// with an output of the caller's. Everything else takes its memory from the arena.
 class ListedAllocation {
  public:
   ListedAllocation();

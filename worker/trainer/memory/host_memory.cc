@@ -16,8 +16,9 @@ void HostBlock::Reserve(int64_t bytes) {
   void* const mapped = ::mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
                               /*fd=*/-1, /*offset=*/0);
   if (mapped == MAP_FAILED) {
-    throw ResourceError(fmt::format("cannot get {} bytes of host memory for kept values: {}; fewer memory.host_layers need less",
-                                    bytes, std::strerror(errno)));
+    throw ResourceError(
+        fmt::format("cannot get {} bytes of host memory for kept values: {}; fewer memory.host_layers need less", bytes,
+                    std::strerror(errno)));
   }
   data_ = static_cast<std::byte*>(mapped);
   bytes_ = bytes;

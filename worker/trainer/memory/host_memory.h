@@ -1,5 +1,6 @@
-// Host memory for what leaves the device between the forward and the backward pass: one mapping of exactly the size asked
-// for (LibTorch's pinned allocator rounds up to powers of two). Without a GPU it is a second pool beside the device's.
+// Host memory for what leaves the device between the forward and the backward pass: one mapping of exactly the size
+// asked for (LibTorch's pinned allocator rounds up to powers of two). Without a GPU it is a second pool beside the
+// device's.
 #pragma once
 
 #include <cstddef>

@@ -5,10 +5,10 @@
 //   device       A        B        A        B       B       A        B       own
 //   host         ▼ 0      ▼ 1      ▼ 2      ▼ 3     ▼ h-1   stays    stays   stays
 //
-// Forward: Open gives the buffer to write into and waits until what lay there has left; Close starts the copy to the host.
-// Backward, from the last entry: Read waits until the entry is back; Done lets the next one that needs this buffer begin
-// to come back, so the copy of entry i runs while the layer of entry i + 1 computes. With bandwidth to spare nothing ever
-// waits; wait_seconds() says how long it did.
+// Forward: Open gives the buffer to write into and waits until what lay there has left; Close starts the copy to the
+// host. Backward, from the last entry: Read waits until the entry is back; Done lets the next one that needs this
+// buffer begin to come back, so the copy of entry i runs while the layer of entry i + 1 computes. With bandwidth to
+// spare nothing ever waits; wait_seconds() says how long it did.
 //
 // Entries of a segment are plain buffers on the device. Not thread-safe. Legend as in step_buffers.h.
 #pragma once

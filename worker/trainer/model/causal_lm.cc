@@ -2,6 +2,7 @@
 // batch.
 #include "worker/trainer/model/causal_lm.h"
 
+#include <ATen/Parallel.h>
 #include <fmt/format.h>
 
 #include <optional>
@@ -246,6 +247,7 @@ class Decoder : public CausalLm {
   planner::StepShape StepShapeOf(int64_t rows) const {
     planner::StepShape shape = shape_;
     shape.rows = rows;
+    shape.attention_scratch_bytes = 4 * FlashWorkspaceSize(config_.head_dim, at::get_num_threads());
     return shape;
   }
 

@@ -1,5 +1,7 @@
 #include "worker/trainer/model/decoder_layer.h"
 
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 #include <array>
 
@@ -70,6 +72,13 @@ class Layer {
   };
 
   int64_t rows() const { return x_.size(0); }
+  FlashSetting KernelSetting(const at::Tensor& q) const {
+    FlashSetting setting;
+    if (!FlashTakes(q, setting)) return setting;
+    setting.workspace =
+        arena_.Take(Slot::kAttentionScratch, {FlashWorkspaceSize(shape_.head_dim, at::get_num_threads())}, at::kFloat);
+    return setting;
+  }
   at::Tensor Take(Slot slot, at::IntArrayRef sizes) const { return arena_.Take(slot, sizes, x_.scalar_type()); }
   at::Tensor KeptOr(const at::Tensor& kept, Slot slot, int64_t columns) const {
     return kept.defined() ? kept : Take(slot, {rows(), columns});
@@ -176,7 +185,7 @@ Layer::Attention Layer::AttentionBuffers() const {
   const at::Tensor all = kept_.logsumexp.defined()
                              ? kept_.logsumexp
                              : arena_.Take(Slot::kLogSumExp, {rows() * shape_.query_heads}, at::kFloat);
-  attention.logsumexp = LogSumExpViews(pass_.attention, all);
+  attention.logsumexp = SplitLogsumexp(pass_.attention, all);
   return attention;
 }
 
@@ -188,7 +197,7 @@ void Layer::Attend(const HeadViews& heads, const Attention& attention) const {
   } else if (window > 0) {
     SlidingWindowAttention(pass_.attention_shape, window, heads.q, heads.k, heads.v, out);
   } else {
-    AttentionForward(pass_.attention, heads.q, heads.k, heads.v, out, attention.logsumexp);
+    AttentionForward(pass_.attention, heads.q, heads.k, heads.v, out, attention.logsumexp, KernelSetting(heads.q));
   }
 }
 
@@ -311,7 +320,7 @@ void Layer::Backward(const at::Tensor& gradient, bool wants_x_gradient) {
   const HeadViews gradients = ViewHeads(shape_, fused_gradient);
   AttentionBackward(pass_.attention, {heads.q, heads.k, heads.v, AttentionRows(shape_, attention.out)},
                     attention.logsumexp, AttentionRows(shape_, attention_gradient),
-                    {gradients.q, gradients.k, gradients.v});
+                    {gradients.q, gradients.k, gradients.v}, KernelSetting(heads.q));
   UndoRotationAndHeadNorms(query_key_value, gradients);
   ProjectionBackward(fused_gradient, gradient, wants_x_gradient);
 }

@@ -49,8 +49,8 @@ void AddColumnSums(const at::Tensor& x, const at::Tensor& sum, const at::Tensor&
 }
 
 void AddRows(const at::Tensor& ids, const at::Tensor& x, const at::Tensor& table) {
-  TORCH_CHECK(ids.dim() == 1 && x.size(0) == ids.size(0) && table.size(1) == x.size(1), "adding rows ", x.sizes(), " of ",
-              ids.sizes(), " to ", table.sizes());
+  TORCH_CHECK(ids.dim() == 1 && x.size(0) == ids.size(0) && table.size(1) == x.size(1), "adding rows ", x.sizes(),
+              " of ", ids.sizes(), " to ", table.sizes());
   const int64_t* const id = ids.data_ptr<int64_t>();
   const auto to = RowsOf<float>(table);
   ForDtype(x.scalar_type(), [&](auto tag) {

@@ -1,5 +1,5 @@
-// Sums into fp32 gradients, without temporary tensors: ATen's own operators convert a whole operand first where the dtypes
-// differ.
+// Sums into fp32 gradients, without temporary tensors: ATen's own operators convert a whole operand first where the
+// dtypes differ.
 //
 // fp32 or bf16 operands, any strides unless said. Sums over rows come in a fixed order, so they do not depend on the
 // number of threads. Legend: n rows, d columns.

@@ -17,7 +17,8 @@ at::Tensor TrainingLayers::ReadInput(int64_t entry) {
 }
 
 at::Tensor TrainingLayers::SegmentInput(int64_t layer) const {
-  return memory_.kept.OfSegment(layer - SegmentBegin(layer), KeptPart::kInput, {rows_, pass_.shape.hidden_size}, dtype_);
+  return memory_.kept.OfSegment(layer - SegmentBegin(layer), KeptPart::kInput, {rows_, pass_.shape.hidden_size},
+                                dtype_);
 }
 
 at::Tensor TrainingLayers::Hidden(Slot slot) const {
@@ -41,10 +42,10 @@ KeptLayer TrainingLayers::PartsOf(const planner::KeptBytes& bytes, const PartBuf
 }
 
 KeptLayer TrainingLayers::SegmentParts(int64_t layer) const {
-  return PartsOf(memory_.plan.segment_bytes,
-                 [this, index = layer - SegmentBegin(layer)](KeptPart part, at::IntArrayRef sizes, at::ScalarType dtype) {
-                   return memory_.kept.OfSegment(index, part, sizes, dtype);
-                 });
+  return PartsOf(memory_.plan.segment_bytes, [this, index = layer - SegmentBegin(layer)](
+                                                 KeptPart part, at::IntArrayRef sizes, at::ScalarType dtype) {
+    return memory_.kept.OfSegment(index, part, sizes, dtype);
+  });
 }
 
 void TrainingLayers::CloseParts(int64_t entry) {
@@ -103,12 +104,11 @@ void TrainingLayers::Backward(const at::Tensor& gradient, bool wants_input_gradi
     const bool first_of_segment = layer % every() == 0;
     if (has_segments() && !InLastSegment(layer) && layer + 1 == SegmentEnd(layer)) RunSegmentAgain(SegmentBegin(layer));
     const at::Tensor x = first_of_segment ? ReadInput(entry) : SegmentInput(layer);
-    const KeptLayer kept =
-        has_segments() ? SegmentParts(layer)
-                       : PartsOf(memory_.plan.long_lived_bytes,
-                                 [&](KeptPart part, at::IntArrayRef sizes, at::ScalarType dtype) {
-                                   return memory_.kept.Read(entry, part, sizes, dtype);
-                                 });
+    const KeptLayer kept = has_segments() ? SegmentParts(layer)
+                                          : PartsOf(memory_.plan.long_lived_bytes,
+                                                    [&](KeptPart part, at::IntArrayRef sizes, at::ScalarType dtype) {
+                                                      return memory_.kept.Read(entry, part, sizes, dtype);
+                                                    });
     LayerBackward(layers_[static_cast<size_t>(layer)], pass_, layer, x, kept, gradient,
                   layer > 0 || wants_input_gradient, memory_.arena);
     if (first_of_segment) memory_.kept.Done(entry);

@@ -3,7 +3,8 @@
 //
 //   checkpoint_every 1   forward  x0 ─► x1 ─► x2 ─► …        every x, and what else is kept, is an entry of KeptValues
 //                        backward … ◄─ x2 ◄─ x1 ◄─ x0
-//   above                forward  x0 ─► · ─► x2 ─► · ─► x4 ─► ·        checkpoints are entries; the last segment keeps at once
+//   above                forward  x0 ─► · ─► x2 ─► · ─► x4 ─► ·        checkpoints are entries; the last segment keeps
+//   at once
 //                        backward x4 ·◄, then x2 ─► · and ◄ ◄, then x0 ─► · and ◄ ◄
 //
 // Lives for one pass; holds references. Not thread-safe. Legend as in decoder_layer.h.
@@ -37,8 +38,8 @@ class TrainingLayers {
   at::Tensor Input();
   // The last layer's output (N, d), in the arena.
   at::Tensor Forward();
-  // Turns `gradient` (N, d) of the output into that of the input; done(layer) when the gradients of a layer's weights are
-  // complete. `wants_input_gradient` false: it is left unfinished.
+  // Turns `gradient` (N, d) of the output into that of the input; done(layer) when the gradients of a layer's weights
+  // are complete. `wants_input_gradient` false: it is left unfinished.
   void Backward(const at::Tensor& gradient, bool wants_input_gradient, const std::function<void(int64_t layer)>& done);
 
  private:
