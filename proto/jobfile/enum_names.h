@@ -87,6 +87,15 @@ struct EnumNames<MergedBase> {
   static constexpr std::pair<MergedBase, std::string_view> kValues[] = {{MergedBase::kQuantized, "quantized"},
                                                                         {MergedBase::kOriginal, "original"}};
 };
+template <>
+struct EnumNames<KeepPolicy> {
+  static constexpr std::pair<KeepPolicy, std::string_view> kValues[] = {
+      {KeepPolicy::kInput, "input"},
+      {KeepPolicy::kAttentionOutput, "attention_output"},
+      {KeepPolicy::kQueryKeyValue, "query_key_value"},
+      {KeepPolicy::kResidual, "residual"},
+      {KeepPolicy::kGateUp, "gate_up"}};
+};
 
 // "longlora" for MethodKind::kLongLora. Every enumerator has a name.
 template <class E>

@@ -218,6 +218,17 @@ class Row {
     };
     return *this;
   }
+  // A size: bytes, or a text with a unit. The canonical document has bytes.
+  Row& Bytes(std::optional<int64_t> MemorySection::* member) {
+    field_.info.unit = "bytes";
+    field_.info.range += ", or a text such as \"12GiB\"";
+    field_.read = [member, number = field_.read](const json& value, JobSpec& spec) -> std::string {
+      if (!value.is_string()) return number(value, spec);
+      spec.memory.*member = ParseBytes(value.get_ref<const std::string&>());
+      return spec.memory.*member ? "" : Wrong(value, "bytes, or a text such as \"12GiB\" (B, KiB, MiB, GiB or TiB)");
+    };
+    return *this;
+  }
 
   // The default as it stands in a job file.
   Field Build() {
@@ -440,6 +451,54 @@ void AddTrainingRows(std::vector<Field>& rows) {
                      .Build());
 }
 
+// What training keeps in memory.
+void AddMemoryRows(std::vector<Field>& rows) {
+  constexpr char kPlanner[] = "the fastest that fits";
+  rows.push_back(
+      Row("memory.keep",
+          "What a layer keeps from its forward pass for its backward pass, each what the one before does and "
+          "more; the rest is computed again.",
+          AT(memory.keep))
+          .Absent(kPlanner)
+          .Build());
+  rows.push_back(
+      Row("memory.checkpoint_every",
+          "How many layers apart the inputs are that outlast the forward pass; the layers in between run again.",
+          AT(memory.checkpoint_every))
+          .Unit("layers")
+          .Absent(kPlanner)
+          .In({1, 65536})
+          .Build());
+  rows.push_back(Row("memory.host_layers",
+                     "Layers, from the first, whose kept values wait in host memory for their backward pass.",
+                     AT(memory.host_layers))
+                     .Unit("layers")
+                     .Absent(kPlanner)
+                     .In({0, 65536})
+                     .Build());
+  rows.push_back(Row("memory.tile_tokens", "Tokens of a tile of norms, linear layers and MLP.", AT(memory.tile_tokens))
+                     .Unit("tokens")
+                     .Absent(kPlanner)
+                     .In(kTokens)
+                     .Build());
+  rows.push_back(Row("memory.loss_tile_tokens", "Tokens of a tile of logits.", AT(memory.loss_tile_tokens))
+                     .Unit("tokens")
+                     .Absent(kPlanner)
+                     .In(kTokens)
+                     .Build());
+  const Range any_bytes = {1, static_cast<double>(kIntegerMax)};
+  rows.push_back(Row("memory.device_bytes", "Memory of its device that a rank may use.", AT(memory.device_bytes))
+                     .Absent("that of the slot it runs on")
+                     .In(any_bytes)
+                     .Bytes(&MemorySection::device_bytes)
+                     .Build());
+  rows.push_back(Row("memory.host_bytes", "Host memory that a rank may use for kept values.", AT(memory.host_bytes))
+                     .Absent("none")
+                     .In({0, static_cast<double>(kIntegerMax)})
+                     .Bytes(&MemorySection::host_bytes)
+                     .Build());
+}
+
 // What an evaluation measures besides perplexity.
 void AddTaskRows(std::vector<Field>& rows) {
   rows.push_back(
@@ -591,6 +650,7 @@ const std::vector<Field>& FieldTable() {
     AddSubjectRows(rows);
     AddMethodRows(rows);
     AddTrainingRows(rows);
+    AddMemoryRows(rows);
     AddRunRows(rows);
     return rows;
   }();

@@ -74,4 +74,7 @@ std::string ReferenceYaml();
 std::optional<int64_t> ParseDurationSeconds(std::string_view text);
 std::string FormatDurationSeconds(int64_t seconds);
 
+// "12GiB", "1536MiB", "4096B": a whole number and a unit of B KiB MiB GiB TiB. Empty on a syntax error or above 2^63.
+std::optional<int64_t> ParseBytes(std::string_view text);
+
 }  // namespace longspan::jobfile

@@ -30,13 +30,8 @@ enum class Schedule { kConstant, kCosine, kLinear };
 enum class TrainingDtype { kFp32, kBf16 };
 enum class EvaluationProtocol { kWindows, kPaper };
 enum class MergedBase { kQuantized, kOriginal };
-enum class KeepPolicy {
-  kInput,
-  kAttentionOutput,
-  kQueryKeyValue,
-  kResidual,
-  kGateUp
-};  // worker/planner/memory_policy.h
+// worker/planner/memory_policy.h
+enum class KeepPolicy { kInput, kAttentionOutput, kQueryKeyValue, kResidual, kGateUp };
 
 struct ModelSection {
   std::string path;                      // Hugging Face folder; required
@@ -101,6 +96,18 @@ struct TrainingSection {
   double clip_norm = 1.0;  // global L2 norm; 0: no clipping
   int64_t seed = 0;
   std::optional<TrainingDtype> dtype;  // absent: bf16 on a GPU, fp32 on a CPU
+};
+
+// What training keeps in memory, and how much of that there is. What is absent the planner decides: the fastest that
+// fits (worker/planner/memory_policy.h).
+struct MemorySection {
+  std::optional<KeepPolicy> keep;
+  std::optional<int64_t> checkpoint_every;  // layers
+  std::optional<int64_t> host_layers;       // of those that outlast the forward pass, from the first
+  std::optional<int64_t> tile_tokens, loss_tile_tokens;
+  // Limits of a rank, bytes; in a file also "12GiB". Absent: the memory of the slot that it runs on; none of the
+  // host's.
+  std::optional<int64_t> device_bytes, host_bytes;
 };
 
 // Retrieval of one number out of filler text, as LongLoRA (arXiv 2309.12307) does it.
@@ -185,6 +192,7 @@ struct JobSpec {
   MethodSection method;
   std::optional<RopeSection> rope;  // absent: linear with its default factor; of kind evaluate, as the model is
   TrainingSection training;
+  MemorySection memory;
   EvaluationSection evaluation;
   CheckpointSection checkpoint;
   ResourcesSection resources;

@@ -158,6 +158,11 @@ TEST(JobFile, RangesHold) {
                                                    {"/training/seed", 0, -1},
                                                    {"/checkpoint/keep_last", 1, 0},
                                                    {"/resources/slots", 1, 0},
+                                                   {"/memory/keep", "gate_up", "everything"},
+                                                   {"/memory/checkpoint_every", 1, 0},
+                                                   {"/memory/host_layers", 0, -1},
+                                                   {"/memory/tile_tokens", 1, 0},
+                                                   {"/memory/host_bytes", 0, -1},
                                                    {"/limits/max_attempts", 1, 0},
                                                    {"/limits/max_run_time", "2h30m", "soon"},
                                                    {"/evaluation/lengths", {256, 1024}, {256, 1}},
@@ -267,6 +272,31 @@ TEST(JobFile, AnEvaluationNeedsNoDataButSomethingToMeasure) {
   EXPECT_EQ(ToDocument(*ParseDocument(ToDocument(*parsed.spec), nullptr).spec), ToDocument(*parsed.spec));
   with_passkey["model"]["init"] = "random";
   EXPECT_THAT(mistakes(with_passkey), ElementsAre(HasSubstr("model.init: is random, which is nothing to measure")));
+}
+
+TEST(JobFile, SizesAreBytesOrTextsWithAUnit) {
+  json document = json::parse(kSmallest);
+  document["memory"] = {{"device_bytes", "12GiB"}, {"host_bytes", 4096}};
+  const Parsed parsed = ParseDocument(document, nullptr);
+  ASSERT_TRUE(parsed.spec);
+  EXPECT_EQ(parsed.spec->memory.device_bytes, int64_t{12} << 30);
+  EXPECT_EQ(ToDocument(*parsed.spec)["memory"], json({{"device_bytes", int64_t{12} << 30}, {"host_bytes", 4096}}));
+  EXPECT_THAT(MistakesWith("/memory/device_bytes", "12GB"),
+              ElementsAre("memory.device_bytes: is \"12GB\"; must be bytes, or a text such as \"12GiB\" (B, KiB, MiB, "
+                          "GiB or TiB)"));
+  EXPECT_THAT(MistakesWith("/memory/device_bytes", "0B"), ElementsAre("memory.device_bytes: is 0; must be at least 1"));
+  EXPECT_EQ(ParseBytes("1536MiB"), 1536 << 20);
+  EXPECT_EQ(ParseBytes("0B"), 0);
+  for (const char* wrong : {"", "GiB", "-1GiB", "1.5GiB", "1 GiB", "1gib", "12", "9007199254740993KiB"}) {
+    EXPECT_EQ(ParseBytes(wrong), std::nullopt) << wrong;
+  }
+}
+
+TEST(JobFile, AMemorySectionThatSaysNothingIsNotInTheCanonicalDocument) {
+  json document = json::parse(kSmallest);
+  document["memory"] = json::object();
+  EXPECT_EQ(ToDocument(*ParseDocument(document, nullptr).spec), ToDocument(*ParseText(kSmallest).spec));
+  EXPECT_FALSE(ToDocument(*ParseText(kSmallest).spec).contains("memory"));
 }
 
 TEST(JobFile, CanonicalDocumentGivesTheSameSpec) {
