@@ -3,6 +3,7 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
 #include <CLI/CLI.hpp>
 #include <cstdio>
@@ -17,6 +18,8 @@
 #include "worker/storage/storage.h"
 #include "worker/trainer/errors.h"
 #include "worker/trainer/generate_texts.h"
+#include "worker/trainer/measure_steps.h"
+#include "worker/trainer/memory/counting_allocator.h"
 #include "worker/trainer/probe.h"
 #include "worker/trainer/run.h"
 #include "worker/trainer/session.h"
@@ -98,22 +101,31 @@ struct Flags {
   std::string spec_path;
   RunOptions run;
   Session::Options session;
-  int64_t threads = 0;  // 0: resources.threads_per_slot
+  int64_t threads = 0;            // 0: resources.threads_per_slot
+  int64_t slot_memory_bytes = 0;  // 0: the machine's
   std::string resume_from;
   std::string tokens, out;  // of the probe
   GenerateOptions generate;
 };
+
+void AddRankFlags(CLI::App& command, Flags& flags) {
+  command.add_option("--rank", flags.run.rank, "number of this rank, from 0")->check(CLI::Range(0, 65535));
+  command.add_option("--world-size", flags.run.world_size, "number of ranks")->check(CLI::Range(1, 65536));
+  command.add_option("--store", flags.run.store, "HOST:PORT where rank 0 listens and the others connect");
+  command.add_option("--threads", flags.threads, "CPU threads; default: resources.threads_per_slot")
+      ->check(CLI::Range(1, 4096));
+  command
+      .add_option("--slot-memory", flags.slot_memory_bytes,
+                  "bytes that this rank may use; default: the machine's memory")
+      ->check(CLI::PositiveNumber);
+}
 
 void AddRunFlags(CLI::App& command, Flags& flags) {
   command.add_option("spec", flags.spec_path, "the job file, in JSON")->required();
   command.add_option("--work", flags.run.work, "the job's folder")->required();
   command.add_option("--checkpoint", flags.run.checkpoint,
                      "start from this checkpoint of the folder instead of the newest");
-  command.add_option("--rank", flags.run.rank, "number of this rank, from 0")->check(CLI::Range(0, 65535));
-  command.add_option("--world-size", flags.run.world_size, "number of ranks")->check(CLI::Range(1, 65536));
-  command.add_option("--store", flags.run.store, "HOST:PORT where rank 0 listens and the others connect");
-  command.add_option("--threads", flags.threads, "CPU threads; default: resources.threads_per_slot")
-      ->check(CLI::Range(1, 4096));
+  AddRankFlags(command, flags);
   command.add_option("--dump-gradients", flags.run.dump_gradients,
                      "write the reduced gradients and tokens of every step to this folder");
   const char* const service = "Under the service";
@@ -142,6 +154,7 @@ int RunCommand(Flags& flags) {
     flags.run.command = flags.command;
     flags.run.spec = ReadSpec(flags.spec_path);
     flags.run.threads = flags.threads > 0 ? flags.threads : flags.run.spec.resources.threads_per_slot;
+    if (flags.slot_memory_bytes > 0) flags.run.slot_memory_bytes = flags.slot_memory_bytes;
     if (!flags.resume_from.empty()) flags.run.resume_from = flags.resume_from;
     return static_cast<int>(Run(flags.run, *session));
   } catch (...) {
@@ -162,6 +175,29 @@ int ProbeCommand(const Flags& flags) {
   }
 }
 
+// The tokens are random: a job's data is named, but not read.
+int MeasureCommand(const Flags& flags) {
+  try {
+    MeasureOptions options;
+    options.spec = ReadSpec(flags.spec_path);
+    options.threads = flags.threads > 0 ? flags.threads : options.spec.resources.threads_per_slot;
+    if (flags.slot_memory_bytes > 0) options.slot_memory_bytes = flags.slot_memory_bytes;
+    at::set_num_threads(static_cast<int>(options.threads));
+    CommunicatorOptions ranks;
+    ranks.rank = flags.run.rank;
+    ranks.world_size = flags.run.world_size;
+    ranks.store = flags.run.store;
+    const std::unique_ptr<Communicator> communicator = Communicator::OpenStore(ranks);
+    if (ranks.world_size > 1 && ranks.rank == 0)
+      spdlog::info("the rank store listens at {}", communicator->store_address());
+    communicator->Join();
+    MeasureSteps(options, *communicator, std::cin, std::cout);
+    return static_cast<int>(ExitCode::kDone);
+  } catch (...) {
+    return Report(CurrentFailure(), nullptr);
+  }
+}
+
 int GenerateCommand(const Flags& flags) {
   try {
     GenerateTexts(flags.generate);
@@ -169,6 +205,14 @@ int GenerateCommand(const Flags& flags) {
   } catch (...) {
     return Report(CurrentFailure(), nullptr);
   }
+}
+
+void AddMeasure(CLI::App& app, Flags& flags) {
+  CLI::App* command = app.add_subcommand(
+      "measure", "one training step on random tokens for every line of standard input; answers in lines of JSON");
+  command->add_option("spec", flags.spec_path, "the job file, in JSON")->required();
+  AddRankFlags(*command, flags);
+  command->callback([&flags] { flags.command = "measure"; });
 }
 
 void AddGenerate(CLI::App& app, Flags& flags) {
@@ -208,6 +252,7 @@ int Main(int argc, char** argv) {
   probe->add_option("--out", flags.out, "where the result goes, safetensors")->required();
   probe->callback([&flags] { flags.command = "probe"; });
   AddGenerate(app, flags);
+  AddMeasure(app, flags);
   app.add_subcommand("version", "print the version")->callback([&flags] { flags.command = "version"; });
   try {
     app.parse(argc, argv);
@@ -220,10 +265,14 @@ int Main(int argc, char** argv) {
     return 0;
   }
   if (flags.command == "generate") return GenerateCommand(flags);
+  if (flags.command == "measure") return MeasureCommand(flags);
   return flags.command == "probe" ? ProbeCommand(flags) : RunCommand(flags);
 }
 
 }  // namespace
 }  // namespace longspan::trainer
 
-int main(int argc, char** argv) { return longspan::trainer::Main(argc, argv); }
+int main(int argc, char** argv) {
+  longspan::trainer::InstallCountingAllocator();
+  return longspan::trainer::Main(argc, argv);
+}

@@ -9,6 +9,7 @@
 
 #include "proto/jobfile/job_file.h"
 #include "worker/trainer/errors.h"
+#include "worker/trainer/memory_plan.h"
 #include "worker/trainer/model/causal_lm.h"
 #include "worker/trainer/model/safetensors.h"
 
@@ -64,6 +65,7 @@ void RunProbe(const ProbeOptions& options) {
   ModelOptions model_options;
   model_options.spec = ReadSpec(options.spec_path);
   model_options.dropout = false;
+  model_options.memory = PlanMemory({model_options.spec}).policy;
   const Batch batch = ReadBatch(options.tokens_path, model_options.spec.context_length);
   const std::unique_ptr<CausalLm> model = CausalLm::Load(model_options);
 

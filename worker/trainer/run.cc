@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "proto/jobfile/job_file.h"
+#include "worker/planner/plan_text.h"
 #include "worker/storage/storage.h"
 #include "worker/trainer/checkpoint/checkpoint.h"
 #include "worker/trainer/data/dataset.h"
@@ -19,6 +20,7 @@
 #include "worker/trainer/evaluation.h"
 #include "worker/trainer/export.h"
 #include "worker/trainer/json_file.h"
+#include "worker/trainer/memory_plan.h"
 #include "worker/trainer/model/causal_lm.h"
 #include "worker/trainer/parallel/communicator.h"
 #include "worker/trainer/quantized/quantized_base.h"
@@ -60,6 +62,7 @@ class JobRun {
   void ChooseCheckpoint();
   std::optional<LoadedCheckpoint> FindNewestValid();
   LoadedCheckpoint LoadNamed(const std::string& name, const std::string& manifest_sha256, bool wait_for_it);
+  planner::MemoryPolicy ChooseMemory();
   void LoadModel();
   bool TrainingIsDone() const { return resume_ && resume_->state.step >= options_.spec.training.steps; }
   void TrainPhase();
@@ -251,6 +254,18 @@ void JobRun::ChooseCheckpoint() {
   ranks_->Publish("resume", resume_ ? resume_->name + " " + resume_->manifest_sha256 : "none");
 }
 
+planner::MemoryPolicy JobRun::ChooseMemory() {
+  const MemoryPlanOptions plan_options{options_.spec, options_.threads, options_.slot_memory_bytes};
+  const planner::PlannedJob job = PlannedJobFor(plan_options);
+  const planner::JobPlan plan = PlanMemory(plan_options);
+  spdlog::info("memory: {}; {} planned on the device{}", planner::PolicyText(plan.policy, job.Shape()),
+               planner::BytesText(plan.memory.device_bytes()),
+               plan.memory.host_activations() > 0
+                   ? " and " + planner::BytesText(plan.memory.host_activations()) + " in host memory"
+                   : "");
+  return plan.policy;
+}
+
 void JobRun::LoadModel() {
   if (model_) return;
   session_.Send(lines::Expect{"loading the model", 1800});
@@ -258,6 +273,7 @@ void JobRun::LoadModel() {
   options.spec = options_.spec;
   options.trains = trains();
   options.quantized_cache = DefaultQuantizedRoot(options_.work);
+  if (trains()) options.memory = ChooseMemory();
   // Rank 0 makes the 4-bit base, the others find it in the cache.
   const bool shared = IsQuantized(options_.spec.method.kind) && options_.world_size > 1;
   if (shared && !speaks()) ranks_->Get("model loaded", [this] { session_.ThrowIfStopped(); });

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "worker/trainer/model/matrix_product.h"
 #include "worker/trainer/model/row_sums.h"
 
 namespace longspan::trainer {
@@ -10,7 +11,7 @@ namespace {
 
 at::Tensor Product(const at::Tensor& left, const at::Tensor& right, Slot slot, Arena& arena) {
   at::Tensor out = arena.Take(slot, {left.size(0), right.size(1)}, left.scalar_type());
-  at::mm_out(out, left, right);
+  MultiplyInto(left, right, out);
   return out;
 }
 
@@ -18,7 +19,7 @@ at::Tensor Product(const at::Tensor& left, const at::Tensor& right, Slot slot, A
 
 void AddProduct(const at::Tensor& left, const at::Tensor& right, const at::Tensor& gradient, Arena& arena) {
   if (left.scalar_type() == gradient.scalar_type()) {
-    gradient.addmm_(left.t(), right);
+    MultiplyInto(left.t(), right, gradient, {.of_out = 1});
   } else {
     AddScaled(Product(left.t(), right, Slot::kWeightProduct, arena), 1, gradient);
   }
@@ -80,35 +81,28 @@ FusedLinear::Pass FusedLinear::Begin(const PassOptions& options, Arena& arena) c
   }
   pass.weight = arena.Take(options.weight_slot, {outputs(), inputs()}, dtype);
   if (weight.defined()) {
-    at::addmm_out(pass.weight, weight, blocks_b_, stacked_a_);
-    return pass;
+    pass.weight.copy_(weight);
+  } else {
+    Unpack(pass.weight);
   }
-  Unpack(pass.weight);
-  if (folds) pass.weight.addmm_(blocks_b_, stacked_a_);
+  if (folds) MultiplyInto(blocks_b_, stacked_a_, pass.weight, {.of_out = 1});
   return pass;
 }
 
 void FusedLinear::Forward(const Pass& pass, const at::Tensor& x, int64_t first_row, const at::Tensor& y) const {
-  at::Tensor out = y;
-  if (bias.defined()) {
-    at::addmm_out(out, bias, x, pass.weight.t());
-  } else {
-    at::mm_out(out, x, pass.weight.t());
-  }
+  if (bias.defined()) at::Tensor(y).copy_(bias.expand_as(y));
+  MultiplyInto(x, pass.weight.t(), y, {.of_out = bias.defined() ? 1.0 : 0.0});
   if (!pass.low_rank) return;
   if (pass.dropout != nullptr) {
     ForwardWithDropout(pass, x, first_row, y);
   } else {
-    out.addmm_(Product(x, stacked_a_.t(), Slot::kLoraInner, *pass.arena), blocks_b_.t());
+    MultiplyInto(Product(x, stacked_a_.t(), Slot::kLoraInner, *pass.arena), blocks_b_.t(), y, {.of_out = 1});
   }
 }
 
 void FusedLinear::Backward(const Pass& pass, const at::Tensor& x, const at::Tensor& y_gradient, int64_t first_row,
                            const at::Tensor& x_gradient) const {
-  if (x_gradient.defined()) {
-    at::Tensor out = x_gradient;
-    at::mm_out(out, y_gradient, pass.weight);
-  }
+  if (x_gradient.defined()) MultiplyInto(y_gradient, pass.weight, x_gradient);
   if (weight_gradient.defined()) AddProduct(y_gradient, x, weight_gradient, *pass.arena);
   if (bias_gradient.defined()) {
     AddColumnSums(y_gradient, bias_gradient,
@@ -121,7 +115,7 @@ void FusedLinear::Backward(const Pass& pass, const at::Tensor& x, const at::Tens
   }
   // (n, R), of x Aᵀ
   const at::Tensor inner_gradient = Product(y_gradient, blocks_b_, Slot::kLoraInnerGradient, *pass.arena);
-  if (pass.low_rank && x_gradient.defined()) at::Tensor(x_gradient).addmm_(inner_gradient, stacked_a_);
+  if (pass.low_rank && x_gradient.defined()) MultiplyInto(inner_gradient, stacked_a_, x_gradient, {.of_out = 1});
   AddLoraGradients(pass, x, y_gradient, inner_gradient);
 }
 
@@ -151,8 +145,8 @@ void FusedLinear::ForwardWithDropout(const Pass& pass, const at::Tensor& x, int6
   for (const LinearPart& part : parts) {
     if (!part.lora) continue;
     ApplyDropout(*pass.dropout, {pass.layer, part.module_index, first_row}, x, kept);
-    y.narrow(1, part.first_output, part.outputs)
-        .addmm_(Product(kept, part.lora->a.t(), Slot::kLoraInner, *pass.arena), part.lora->b.t(), 1, part.lora->scale);
+    MultiplyInto(Product(kept, part.lora->a.t(), Slot::kLoraInner, *pass.arena), part.lora->b.t(),
+                 y.narrow(1, part.first_output, part.outputs), {.of_out = 1, .of_product = part.lora->scale});
   }
 }
 

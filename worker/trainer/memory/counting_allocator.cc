@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
-#include <memory>
 #include <mutex>
+#include <new>
 #include <utility>
 
 namespace longspan::trainer {
@@ -25,15 +25,20 @@ void CountAllocation(int64_t bytes) {
   }
 }
 
-// What stands behind a counted pointer.
-struct Counted {
+// Stands in front of the memory that is handed out: c10's raw interface, which oneDNN uses, wants the pointer to be its own
+// context. As long as the alignment that c10 promises.
+struct alignas(64) Header {
   c10::DataPtr inner;
   int64_t bytes;
 };
+static_assert(sizeof(Header) == 64);
 
-void DeleteCounted(void* context) {
-  const std::unique_ptr<Counted> counted(static_cast<Counted*>(context));
-  live_bytes.fetch_sub(counted->bytes, std::memory_order_relaxed);
+void DeleteCounted(void* data) {
+  if (data == nullptr) return;
+  Header* const header = static_cast<Header*>(data) - 1;
+  live_bytes.fetch_sub(header->bytes, std::memory_order_relaxed);
+  const c10::DataPtr inner = std::move(header->inner);  // gives the memory back, the header with it
+  header->~Header();
 }
 
 class CountingAllocator : public c10::Allocator {
@@ -41,13 +46,16 @@ class CountingAllocator : public c10::Allocator {
   explicit CountingAllocator(c10::Allocator* inner) : inner_(inner) {}
 
   c10::DataPtr allocate(size_t bytes) override {
-    c10::DataPtr inner = inner_->allocate(bytes);
-    void* const data = inner.get();
+    if (bytes == 0) return {nullptr, nullptr, &DeleteCounted, c10::Device(c10::DeviceType::CPU)};
+    c10::DataPtr inner = inner_->allocate(bytes + sizeof(Header));
     const c10::Device device = inner.device();
-    auto counted = std::make_unique<Counted>(Counted{std::move(inner), static_cast<int64_t>(bytes)});
+    auto* const header = static_cast<Header*>(inner.get());
+    new (header) Header{std::move(inner), static_cast<int64_t>(bytes)};
     CountAllocation(static_cast<int64_t>(bytes));
-    return {data, counted.release(), &DeleteCounted, device};
+    void* const data = header + 1;
+    return {data, data, &DeleteCounted, device};
   }
+  c10::DeleterFnPtr raw_deleter() const override { return &DeleteCounted; }
   void copy_data(void* destination, const void* source, size_t bytes) const override {
     inner_->copy_data(destination, source, bytes);
   }

@@ -91,6 +91,9 @@ class Decoder : public CausalLm {
   }
 
   void ValuesChanged() override { values_changed_ = true; }
+  MemoryUse memory_use() const override {
+    return {arena_.bytes(), kept_.device_bytes(), kept_.host_bytes(), kept_.wait_seconds()};
+  }
 
   LossSum ForwardBackward(const Batch& batch, const GradientReady& ready) override {
     CheckBatch(batch.input_ids, batch.labels);

@@ -110,6 +110,14 @@ class CausalLm {
   virtual void ForEachMergedTensor(
       const std::function<void(const std::string& name, const at::Tensor& value)>& visit) = 0;
 
+  // What passes hold between calls, and what they waited for.
+  struct MemoryUse {
+    int64_t arena_bytes = 0, kept_bytes = 0;  // on the device
+    int64_t host_bytes = 0;
+    double host_wait_seconds = 0;  // that passes waited for copies to and from host memory, so far
+  };
+  virtual MemoryUse memory_use() const = 0;
+
   // Tells the model that values of trainables changed (after an optimizer step or a load).
   virtual void ValuesChanged() = 0;
 };

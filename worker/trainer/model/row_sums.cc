@@ -1,5 +1,9 @@
 #include "worker/trainer/model/row_sums.h"
 
+#include <algorithm>
+#include <iterator>
+#include <numeric>
+
 #include "worker/trainer/model/row_loops.h"
 
 namespace longspan::trainer {
@@ -11,7 +15,37 @@ void AddRow(const T* __restrict x, float scale, int64_t size, float* __restrict 
   for (int64_t i = 0; i < size; ++i) sum[i] += scale * static_cast<float>(x[i]);
 }
 
+template <typename T>
+double SquaresOf(const T* __restrict x, int64_t size) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < size; ++i) {
+    const auto value = static_cast<double>(static_cast<float>(x[i]));
+    sum += value * value;
+  }
+  return sum;
+}
+
 }  // namespace
+
+double SumOfSquares(const at::Tensor& values) {
+  const at::Tensor rows = values.dim() == 2 ? values : values.view({1, -1});
+  constexpr int64_t kParts = planner::kColumnSumParts;
+  double parts[kParts] = {};
+  ForDtype(rows.scalar_type(), [&](auto tag) {
+    using T = decltype(tag);
+    const auto in = RowsOf<T>(rows);
+    const int64_t rows_per_part = (rows.size(0) + kParts - 1) / kParts;
+    ForRowRanges(kParts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t part = begin; part < end; ++part) {
+        for (int64_t row = part * rows_per_part; row < std::min(rows.size(0), (part + 1) * rows_per_part); ++row) {
+          parts[part] += SquaresOf(in[row], rows.size(1));
+        }
+      }
+    });
+  });
+  return std::accumulate(std::begin(parts), std::end(parts), 0.0);
+}
 
 void AddScaled(const at::Tensor& x, double scale, const at::Tensor& sum) {
   TORCH_CHECK(x.dim() == 2 && x.sizes() == sum.sizes() && sum.scalar_type() == at::kFloat, "adding ", x.sizes(), " to ",

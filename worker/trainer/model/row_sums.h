@@ -18,4 +18,7 @@ void AddColumnSums(const at::Tensor& x, const at::Tensor& sum, const at::Tensor&
 // table (V, d) fp32: row ids[i] += x[i], for i in order. ids (n) int64, x (n, d); last strides 1.
 void AddRows(const at::Tensor& ids, const at::Tensor& x, const at::Tensor& table);
 
+// The sum of the squares of all values of a tensor of one or two dimensions with last stride 1, in fp64.
+double SumOfSquares(const at::Tensor& values);
+
 }  // namespace longspan::trainer

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "worker/trainer/memory/counting_allocator.h"
+#include "worker/trainer/model/matrix_product.h"
 #include "worker/trainer/model/row_kernels.h"
 
 namespace longspan::trainer {
@@ -50,7 +51,7 @@ class LossTile {
     normed_ = arena.Take(Slot::kLossNormed, {count, size}, dtype_);
     Normalise(inputs.final_norm, inputs.norm_epsilon, hidden_, normed_, statistics_);
     computed_logits_ = arena.Take(Slot::kLogits, {count, vocab_size}, dtype_);
-    at::mm_out(computed_logits_, normed_, inputs.head.t());
+    MultiplyInto(normed_, inputs.head.t(), computed_logits_);
     logits_ = computed_logits_;
     if (dtype_ != at::kFloat) {
       logits_ = arena.Take(Slot::kLogitsFloat, {count, vocab_size}, at::kFloat);
@@ -70,8 +71,8 @@ class LossTile {
       logits_gradient.copy_(probabilities_);
     }
     if (gradients.head.defined()) AddProduct(logits_gradient, normed_, gradients.head, arena_);
-    at::Tensor normed_gradient = arena_.Take(Slot::kLossGradient, normed_.sizes(), dtype_);
-    at::mm_out(normed_gradient, logits_gradient, inputs_.head);
+    const at::Tensor normed_gradient = arena_.Take(Slot::kLossGradient, normed_.sizes(), dtype_);
+    MultiplyInto(logits_gradient, inputs_.head, normed_gradient);
     at::Tensor hidden_gradient;
     if (consecutive_) {
       hidden_gradient = gradients.hidden.narrow(0, first_row_, rows_.size(0));

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "worker/trainer/errors.h"
+#include "worker/trainer/model/row_sums.h"
 
 namespace longspan::trainer {
 
@@ -68,10 +69,7 @@ void AdamW::Load(const std::vector<State>& states, int64_t updates) {
 
 double GlobalNorm(const std::vector<at::Tensor>& gradients) {
   double sum = 0;
-  for (const at::Tensor& gradient : gradients) {
-    const double norm = at::linalg_vector_norm(gradient, 2, std::nullopt, false, at::kDouble).item<double>();
-    sum += norm * norm;
-  }
+  for (const at::Tensor& gradient : gradients) sum += SumOfSquares(gradient);
   return std::sqrt(sum);
 }
 

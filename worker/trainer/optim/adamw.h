@@ -60,8 +60,8 @@ class AdamW {
   int64_t updates_ = 0;
 };
 
-// L2 norm over all gradients together, summed in fp64 in list order: the same number on every rank that holds the same
-// gradients, and for the same thread count in every run.
+// L2 norm over all gradients together, summed in fp64 in a fixed order: the same number on every rank that holds the
+// same gradients, whatever the number of threads.
 double GlobalNorm(const std::vector<at::Tensor>& gradients);
 
 // Scales all gradients so that their global norm is at most `clip_norm` (0: never), as clip_grad_norm_ of torch does.

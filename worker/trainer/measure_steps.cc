@@ -1,0 +1,176 @@
+#include "worker/trainer/measure_steps.h"
+
+#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+#include <sys/resource.h>
+
+#include <chrono>
+#include <istream>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <ostream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "worker/planner/plan_text.h"
+#include "worker/trainer/data/dataset.h"
+#include "worker/trainer/memory/counting_allocator.h"
+#include "worker/trainer/memory_plan.h"
+#include "worker/trainer/model/causal_lm.h"
+#include "worker/trainer/optim/adamw.h"
+#include "worker/trainer/optim/schedule.h"
+#include "worker/trainer/parallel/gradient_reducer.h"
+
+namespace longspan::trainer {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double SecondsSince(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+
+double ProcessorSeconds() {
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& time) {
+    return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) * 1e-6;
+  };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
+int64_t ResidentPeakBytes() {
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+  return int64_t{usage.ru_maxrss} * 1024;
+}
+
+std::vector<OptimizedTensor> OptimizedTensors(CausalLm& model) {
+  std::vector<OptimizedTensor> tensors;
+  for (const Trainable& trainable : model.trainables())
+    tensors.push_back({trainable.name, trainable.value, trainable.gradient});
+  return tensors;
+}
+
+std::vector<at::Tensor> Gradients(CausalLm& model) {
+  std::vector<at::Tensor> gradients;
+  for (const Trainable& trainable : model.trainables()) gradients.push_back(trainable.gradient);
+  return gradients;
+}
+
+class MeasuredSteps {
+ public:
+  MeasuredSteps(const MeasureOptions& options, const planner::JobPlan& plan, Communicator& ranks)
+      : options_(options),
+        ranks_(ranks),
+        model_(CausalLm::Load(ModelOptionsOf(options, plan))),
+        gradients_(Gradients(*model_)),
+        optimizer_(OptimizedTensors(*model_), AdamWOptionsOf(options.spec.training)),
+        reducer_(ranks, gradients_) {}
+
+  nlohmann::json Step() {
+    const BatchSlice slice =
+        SliceOfRank(options_.spec.training.global_batch, ranks_.rank(), ranks_.world_size());
+    const int64_t micro = std::max<int64_t>(1, options_.spec.training.micro_batch.value_or(1));
+    ResetDeviceMemoryPeak();
+    const int64_t allocations_before = DeviceMemoryNow().allocations;
+    const double processor_begin = ProcessorSeconds();
+    const auto begin = Clock::now();
+    model_->ZeroGradients();
+    double forward = 0, backward = 0;
+    ControlWord word;
+    for (int64_t first = slice.begin; first < slice.end; first += micro) {
+      const bool last = first + micro >= slice.end;
+      Batch batch;
+      batch.input_ids = batch.labels = Ids(std::min(micro, slice.end - first), first);
+      batch.step = step_;
+      batch.first_sequence_index = first;
+      const auto forward_begin = Clock::now();
+      std::optional<Clock::time_point> first_gradient;
+      const LossSum loss = model_->ForwardBackward(batch, [&](size_t index) {
+        if (!first_gradient) first_gradient = Clock::now();
+        if (last) reducer_.Ready(index);
+      });
+      const auto end = Clock::now();
+      forward += std::chrono::duration<double>(first_gradient.value_or(end) - forward_begin).count();
+      backward += std::chrono::duration<double>(end - first_gradient.value_or(end)).count();
+      word.loss_sum += loss.loss;
+      word.scored_tokens += loss.tokens;
+    }
+    const auto reduce_begin = Clock::now();
+    word = reducer_.Finish(word);
+    const double allreduce = SecondsSince(reduce_begin);
+    const auto optimizer_begin = Clock::now();
+    for (at::Tensor& gradient : gradients_) gradient.mul_(1.0 / static_cast<double>(word.scored_tokens));
+    const double norm = GlobalNorm(gradients_);
+    ClipGradients(gradients_, norm, options_.spec.training.clip_norm);
+    optimizer_.Step(options_.spec.training.learning_rate);
+    model_->ValuesChanged();
+    const double optimizer = SecondsSince(optimizer_begin);
+    ++step_;
+    const DeviceMemory memory = DeviceMemoryNow();
+    const CausalLm::MemoryUse use = model_->memory_use();
+    return {{"seconds", SecondsSince(begin)},
+            {"processor_seconds", ProcessorSeconds() - processor_begin},
+            {"seconds_forward", forward},
+            {"seconds_backward", backward},
+            {"seconds_allreduce", allreduce},
+            {"seconds_optimizer", optimizer},
+            {"seconds_host_wait", use.host_wait_seconds - std::exchange(host_wait_before_, use.host_wait_seconds)},
+            {"loss", word.loss_sum / static_cast<double>(word.scored_tokens)},
+            {"grad_norm", norm},
+            {"memory_peak_bytes", memory.peak_bytes},
+            {"memory_live_bytes", memory.live_bytes},
+            {"memory_host_bytes", use.host_bytes},
+            {"allocations", memory.allocations - allocations_before},
+            {"resident_peak_bytes", ResidentPeakBytes()},
+            {"allreduce_bytes", ranks_.allreduce_bytes()}};
+  }
+
+ private:
+  static ModelOptions ModelOptionsOf(const MeasureOptions& options, const planner::JobPlan& plan) {
+    ModelOptions model;
+    model.spec = options.spec;
+    model.memory = plan.policy;
+    return model;
+  }
+
+  // Equal on every rank for the same sequence of the global batch.
+  at::Tensor Ids(int64_t sequences, int64_t first) const {
+    std::vector<at::Tensor> rows;
+    for (int64_t row = 0; row < sequences; ++row) {
+      const auto seed = static_cast<uint64_t>(step_ * options_.spec.training.global_batch + first + row);
+      rows.push_back(at::empty({options_.spec.context_length}, at::kLong)
+                         .random_(0, model_->config().vocab_size, at::detail::createCPUGenerator(seed)));
+    }
+    return at::stack(rows);
+  }
+
+  const MeasureOptions& options_;
+  Communicator& ranks_;
+  std::unique_ptr<CausalLm> model_;
+  std::vector<at::Tensor> gradients_;
+  AdamW optimizer_;
+  GradientReducer reducer_;
+  int64_t step_ = 0;
+  double host_wait_before_ = 0;
+};
+
+}  // namespace
+
+void MeasureSteps(const MeasureOptions& options, Communicator& ranks, std::istream& in, std::ostream& out) {
+  const MemoryPlanOptions plan_options{options.spec, options.threads, options.slot_memory_bytes};
+  const planner::PlannedJob job = PlannedJobFor(plan_options);
+  const planner::JobPlan plan = PlanMemory(plan_options);
+  MeasuredSteps steps(options, plan, ranks);
+  nlohmann::json hello = {{"policy", planner::PolicyText(plan.policy, job.Shape())},
+                          {"planned_device_bytes", plan.memory.device_bytes()},
+                          {"planned_host_bytes", plan.memory.host_activations()},
+                          {"planned_activation_bytes", plan.memory.activations() + plan.memory.workspace},
+                          {"planned_seconds", plan.time.seconds},
+                          {"model_flops", plan.model_flops}};
+  for (const auto& [kind, bytes] : planner::DeviceKinds(plan.memory)) hello["planned"][kind] = bytes;
+  out << hello.dump() << std::endl;
+  for (std::string line; std::getline(in, line);) out << steps.Step().dump() << std::endl;
+}
+
+}  // namespace longspan::trainer

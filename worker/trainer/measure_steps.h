@@ -1,0 +1,25 @@
+// The training step alone, on random tokens, for benchmarks: what tests/bench drives beside other trainers.
+//
+// Says hello with one line of JSON (the plan and its prediction), then runs one optimizer step for every line it reads, and
+// answers each with a line of JSON: seconds of the wall and of the processor, by phase, and memory. Ends with its input.
+#pragma once
+
+#include <cstdint>
+#include <iosfwd>
+#include <optional>
+
+#include "proto/jobfile/job_spec.h"
+#include "worker/trainer/parallel/communicator.h"
+
+namespace longspan::trainer {
+
+struct MeasureOptions {
+  jobfile::JobSpec spec;
+  int64_t threads = 1;
+  std::optional<int64_t> slot_memory_bytes;
+};
+
+// All ranks of `ranks` call this; each reads lines of its own. UserError and the like as CausalLm::Load.
+void MeasureSteps(const MeasureOptions& options, Communicator& ranks, std::istream& in, std::ostream& out);
+
+}  // namespace longspan::trainer

@@ -1,0 +1,25 @@
+// Which memory policy a rank trains with: what the job file fixes, and for the rest the planner's choice for the memory of
+// the slot.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "proto/jobfile/job_spec.h"
+#include "worker/planner/job_plan.h"
+
+namespace longspan::trainer {
+
+struct MemoryPlanOptions {
+  jobfile::JobSpec spec;
+  int64_t threads = 1;
+  std::optional<int64_t> slot_memory_bytes;  // absent: this machine's memory
+};
+
+// Reads config.json and adapter_config.json of the job.
+planner::PlannedJob PlannedJobFor(const MemoryPlanOptions& options);
+
+// ResourceError when nothing fits, with the numbers and what would fit.
+planner::JobPlan PlanMemory(const MemoryPlanOptions& options);
+
+}  // namespace longspan::trainer
