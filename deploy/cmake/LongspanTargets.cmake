@@ -111,7 +111,7 @@ function(longspan_fuzzer)
   longspan_configure_target(${A_NAME} "${A_TORCH}")
 endfunction()
 
-# A test program of GoogleTest cases; one CTest entry. Programs that it starts belong in PROGRAMS, so that building the test
+# A test program of GoogleTest cases; one CTest entry, on one thread of LibTorch unless it asks for more: two tests run at once. Programs that it starts belong in PROGRAMS, so that building the test
 # builds them. Paths reach it through the environment (tests/test_paths.h), so that its objects do not depend on where the
 # clone lies.
 function(longspan_test)
@@ -128,5 +128,5 @@ function(longspan_test)
   endif()
   add_test(NAME ${A_NAME} COMMAND ${A_NAME})
   set_tests_properties(${A_NAME} PROPERTIES TIMEOUT ${A_TIMEOUT} LABELS "${A_LABELS}"
-                       ENVIRONMENT "LONGSPAN_SOURCE_DIR=${CMAKE_SOURCE_DIR};LONGSPAN_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY}")
+                       ENVIRONMENT "OMP_NUM_THREADS=1;LONGSPAN_SOURCE_DIR=${CMAKE_SOURCE_DIR};LONGSPAN_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY}")
 endfunction()

@@ -1,5 +1,6 @@
 #include "worker/planner/job_shape.h"
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -50,11 +51,11 @@ StepShape StepShapeOf(const jobfile::JobSpec& spec, const trainer::ModelConfig& 
   shape.dropout = plan.has_lora && plan.dropout > 0;
   shape.trains_weights = plan.trains_base;
   shape.trains_norms = plan.trains_norms;
+  shape.trains_biases =
+      plan.trains_base && (config.biases.query_key_value || config.biases.output || config.biases.mlp);
   shape.trains_head = plan.trains_head;
   const auto linear = [&](const std::vector<std::string>& modules, int64_t inputs, int64_t outputs) {
-    const int64_t ranks = plan.has_lora ? LargestRanks(config, plan, modules) : 0;
-    const bool folds = ranks > 0 && shape.element_bytes == 4 && !shape.dropout;
-    return LinearShape{inputs, outputs, ranks, folds || plan.quantized};
+    return LinearShape{inputs, outputs, plan.has_lora ? LargestRanks(config, plan, modules) : 0, plan.quantized};
   };
   shape.query_key_value = linear(family.query_key_value, shape.hidden_size, shape.query_key_value_size());
   shape.output = linear({family.output}, shape.query_size(), shape.hidden_size);

@@ -7,10 +7,15 @@ namespace longspan::planner {
 namespace {
 
 constexpr int64_t kFp32Bytes = 4;
-constexpr int64_t kNormSumParts = 16;  // row_loops.h sums gradients over rows in so many parts
 
 constexpr unsigned kForward = kForwardAttention | kForwardMlp;
 constexpr unsigned kBackward = kBackwardRecompute | kBackwardMlp | kBackwardAttention | kBackwardProjection;
+constexpr unsigned kEveryStage = 2 * kBackwardProjection - 1;
+
+// The stages of rerun follow those of forward, where there are any.
+unsigned Rerun(unsigned stages) {
+  return ((stages & kForwardAttention) != 0 ? kRerunAttention : 0u) | ((stages & kForwardMlp) != 0 ? kRerunMlp : 0u);
+}
 
 // The linear layers, in the order of the layer, with the stages that multiply with them.
 struct LinearUse {
@@ -32,12 +37,28 @@ constexpr unsigned kLinearBackward = kBackwardMlp | kBackwardProjection;
 
 class BufferList {
  public:
-  void Add(Slot slot, int64_t bytes, unsigned stages) {
+  // `stages_present`: those that this kind of pass has.
+  explicit BufferList(unsigned stages_present) : stages_present_(stages_present) {}
+
+  void Add(Slot slot, int64_t bytes, unsigned stages) { AddFirstTime(slot, bytes, stages | Rerun(stages)); }
+  // In the stages of forward, but not when a segment runs again.
+  void AddFirstTime(Slot slot, int64_t bytes, unsigned stages) {
+    stages &= stages_present_;
     if (bytes > 0 && stages != 0) buffers_.push_back({slot, bytes, stages});
+  }
+  // Of a value that a policy may keep. Kept, it needs a buffer only in the forward pass of segments that will run
+  // again.
+  void AddUnlessKept(bool kept, bool segments, Slot slot, int64_t bytes, unsigned stages) {
+    if (!kept) {
+      Add(slot, bytes, stages);
+    } else if (segments) {
+      AddFirstTime(slot, bytes, stages & kForward);
+    }
   }
   std::vector<Buffer> Take() { return std::move(buffers_); }
 
  private:
+  unsigned stages_present_;
   std::vector<Buffer> buffers_;
 };
 
@@ -67,12 +88,11 @@ void AddLora(const StepShape& shape, int64_t tile, BufferList* list) {
 void AddMlp(const StepShape& shape, const MemoryPolicy& policy, int64_t tile, BufferList* list) {
   const int64_t e = shape.element_bytes;
   const unsigned both = kForwardMlp | kBackwardMlp;
+  const bool segments = policy.checkpoint_every > 1;
   const bool keeps_residual = Keeps(policy.keep, KeepPolicy::kResidual) && !shape.parallel_residual;
-  const bool keeps_inner = Keeps(policy.keep, KeepPolicy::kGateUp);
-  // Where only the segment that runs back keeps them, the forward pass of the others has them in the arena.
-  const bool somebody_drops = policy.checkpoint_every > 1;
-  if (!keeps_residual || somebody_drops) list->Add(Slot::kResidual, tile * shape.hidden_size * e, both);
-  if (!keeps_inner || somebody_drops) list->Add(Slot::kMlpInner, tile * shape.mlp_in_size() * e, both);
+  list->AddUnlessKept(keeps_residual, segments, Slot::kResidual, tile * shape.hidden_size * e, both);
+  list->AddUnlessKept(Keeps(policy.keep, KeepPolicy::kGateUp), segments, Slot::kMlpInner,
+                      tile * shape.mlp_in_size() * e, both);
   if (shape.has_gate) list->Add(Slot::kMlpSigmoid, tile * shape.intermediate_size * kFp32Bytes, both);
   list->Add(Slot::kMlpProduct, tile * shape.intermediate_size * e, both);
   list->Add(Slot::kMlpProductGradient, tile * shape.intermediate_size * e, kBackwardMlp);
@@ -84,19 +104,17 @@ void AddAttention(const StepShape& shape, const MemoryPolicy& policy, BufferList
   const int64_t n = shape.rows;
   const unsigned back = kBackwardRecompute | kBackwardMlp | kBackwardAttention;
   const unsigned fused_back = shape.has_head_norms ? back | kBackwardProjection : back;
-  const bool somebody_drops = policy.checkpoint_every > 1;
+  const bool segments = policy.checkpoint_every > 1;
   const int64_t turned_heads = shape.query_heads + shape.key_value_heads;
-  if (!Keeps(policy.keep, KeepPolicy::kQueryKeyValue) || somebody_drops) {
-    list->Add(Slot::kQueryKeyValue, n * shape.query_key_value_size() * e, kForwardAttention | fused_back);
-  }
+  list->AddUnlessKept(Keeps(policy.keep, KeepPolicy::kQueryKeyValue), segments, Slot::kQueryKeyValue,
+                      n * shape.query_key_value_size() * e, kForwardAttention | fused_back);
   if (shape.has_head_norms) {
     list->Add(Slot::kTurnedHeads, n * turned_heads * shape.head_dim * e, kForwardAttention | back);
     list->Add(Slot::kHeadStatistics, n * turned_heads * kFp32Bytes, kForwardAttention | fused_back);
   }
-  if (!Keeps(policy.keep, KeepPolicy::kAttentionOutput) || somebody_drops) {
-    list->Add(Slot::kAttentionOutput, n * shape.query_size() * e, kForward | back);
-    list->Add(Slot::kLogSumExp, n * shape.query_heads * kFp32Bytes, kForward | back);
-  }
+  const bool keeps_output = Keeps(policy.keep, KeepPolicy::kAttentionOutput);
+  list->AddUnlessKept(keeps_output, segments, Slot::kAttentionOutput, n * shape.query_size() * e, kForward | back);
+  list->AddUnlessKept(keeps_output, segments, Slot::kLogSumExp, n * shape.query_heads * kFp32Bytes, kForward | back);
   list->Add(Slot::kAttentionScratch, shape.attention_scratch_bytes,
             kForwardAttention | kBackwardRecompute | kBackwardAttention);
   list->Add(Slot::kAttentionOutputGradient, n * shape.query_size() * e, kBackwardMlp | kBackwardAttention);
@@ -116,11 +134,23 @@ void AddLoss(const StepShape& shape, const MemoryPolicy& policy, BufferList* lis
   list->Add(Slot::kLossHiddenGradient, l * shape.hidden_size * e, kLoss);
 }
 
+void AddColumnSums(const StepShape& shape, BufferList* list) {
+  int64_t columns = 0;
+  // LayerNorm sums those of its weight and of its bias at once.
+  if (shape.trains_norms) columns = 2 * std::max(shape.hidden_size, shape.head_dim);
+  if (shape.trains_biases) {
+    for (const LinearUse& linear : LinearsOf(shape)) columns = std::max(columns, linear.shape->outputs);
+  }
+  list->Add(Slot::kColumnSums, kColumnSumParts * columns * kFp32Bytes, kLoss | kBackwardMlp | kBackwardProjection);
+}
+
 void AddWeights(const StepShape& shape, BufferList* list) {
   int64_t product = 0;
   for (const LinearUse& linear : LinearsOf(shape)) {
     const int64_t bytes = linear.shape->inputs * linear.shape->outputs * shape.element_bytes;
-    if (linear.shape->scratch_weight) list->Add(linear.scratch, bytes, linear.stages);
+    // In fp32 without dropout LoRA is folded into a copy of the weight.
+    const bool folds = linear.shape->ranks > 0 && shape.element_bytes == kFp32Bytes && !shape.dropout;
+    if (linear.shape->unpacked || folds) list->Add(linear.scratch, bytes, linear.stages);
     if (shape.trains_weights) product = std::max(product, bytes);
   }
   unsigned stages = shape.trains_weights ? kLinearBackward : 0;
@@ -131,6 +161,32 @@ void AddWeights(const StepShape& shape, BufferList* list) {
   if (shape.element_bytes != kFp32Bytes) list->Add(Slot::kWeightProduct, product, stages);
 }
 
+std::vector<Buffer> BuffersOf(const StepShape& shape, const MemoryPolicy& policy, unsigned stages) {
+  BufferList list(stages);
+  const int64_t e = shape.element_bytes;
+  const int64_t tile = std::min(policy.tile_tokens, shape.rows);
+  const int64_t whole = shape.rows * shape.hidden_size * e;
+  // The last layer's output reaches the loss; layers whose successor's input is not kept pass theirs on in turns.
+  const bool keeps_every_input = (stages & kBackward) != 0 && policy.checkpoint_every <= 1;
+  const unsigned passing = keeps_every_input ? kForwardMlp | kLoss : kForward | kLoss;
+  list.AddFirstTime(Slot::kHiddenEven, whole, passing);
+  if (!keeps_every_input) list.AddFirstTime(Slot::kHiddenOdd, whole, passing);
+  list.AddFirstTime(Slot::kGradient, whole, kLoss | kBackward | kRerunAttention | kRerunMlp);
+
+  const unsigned normed = kForward | kBackwardRecompute | kBackwardMlp | kBackwardProjection;
+  list.Add(Slot::kNormed, tile * shape.hidden_size * e, normed);
+  const int64_t statistics_rows = std::max(tile, std::min(policy.loss_tile_tokens, shape.rows));
+  list.Add(Slot::kNormStatistics, statistics_rows * 2 * kFp32Bytes, kLoss | kBackwardMlp | kBackwardProjection);
+  list.Add(Slot::kNormedGradient, tile * shape.hidden_size * e, kBackwardMlp | kBackwardProjection);
+  AddColumnSums(shape, &list);
+  AddAttention(shape, policy, &list);
+  AddMlp(shape, policy, tile, &list);
+  AddLoss(shape, policy, &list);
+  AddLora(shape, tile, &list);
+  AddWeights(shape, &list);
+  return list.Take();
+}
+
 }  // namespace
 
 std::string_view NameOf(Slot slot) {
@@ -138,7 +194,7 @@ std::string_view NameOf(Slot slot) {
                                                 "hidden odd",
                                                 "normed",
                                                 "norm statistics",
-                                                "norm sums",
+                                                "column sums",
                                                 "query key value",
                                                 "turned heads",
                                                 "head statistics",
@@ -178,33 +234,16 @@ std::string_view NameOf(Slot slot) {
 }
 
 std::vector<Buffer> TrainingBuffers(const StepShape& shape, const MemoryPolicy& policy) {
-  BufferList list;
-  const int64_t e = shape.element_bytes;
-  const int64_t tile = std::min(policy.tile_tokens, shape.rows);
-  const int64_t whole = shape.rows * shape.hidden_size * e;
-  // The last layer's output reaches the loss; where layers in between are not kept, they pass theirs on in turns, also
-  // when a segment runs again.
-  const bool passes_on = policy.checkpoint_every > 1;
-  list.Add(Slot::kHiddenEven, whole, passes_on ? kForward | kLoss : kForwardMlp | kLoss);
-  if (passes_on) list.Add(Slot::kHiddenOdd, whole, kForward | kLoss);
-  const unsigned rerun = passes_on ? kForward : 0;  // the gradient waits while a segment runs again
-  list.Add(Slot::kGradient, whole, kLoss | kBackward | rerun);
+  const unsigned stages = policy.checkpoint_every > 1 ? kEveryStage : kForward | kLoss | kBackward;
+  return BuffersOf(shape, policy, stages);
+}
 
-  const unsigned normed = kForward | kBackwardRecompute | kBackwardMlp | kBackwardProjection;
-  list.Add(Slot::kNormed, tile * shape.hidden_size * e, normed);
-  const int64_t statistics_rows = std::max(tile, std::min(policy.loss_tile_tokens, shape.rows));
-  list.Add(Slot::kNormStatistics, statistics_rows * 2 * kFp32Bytes, kLoss | kBackwardMlp | kBackwardProjection);
-  list.Add(Slot::kNormedGradient, tile * shape.hidden_size * e, kBackwardMlp | kBackwardProjection);
-  if (shape.trains_norms) {
-    const int64_t sums = 2 * (kNormSumParts + 1) * std::max(shape.hidden_size, shape.head_dim) * kFp32Bytes;
-    list.Add(Slot::kNormSums, sums, kLoss | kBackwardMlp | kBackwardProjection);
-  }
-  AddAttention(shape, policy, &list);
-  AddMlp(shape, policy, tile, &list);
-  AddLoss(shape, policy, &list);
-  AddLora(shape, tile, &list);
-  AddWeights(shape, &list);
-  return list.Take();
+std::vector<Buffer> ForwardBuffers(const StepShape& shape, const MemoryPolicy& policy) {
+  MemoryPolicy nothing_kept = policy;
+  nothing_kept.keep = KeepPolicy::kInput;
+  StepShape without_dropout = shape;
+  without_dropout.dropout = false;
+  return BuffersOf(without_dropout, nothing_kept, kForward | kLoss);
 }
 
 ArenaLayout LayOut(std::vector<Buffer> buffers) {

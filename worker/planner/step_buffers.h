@@ -3,7 +3,8 @@
 // buffers by the same list, so that the two cannot disagree.
 //
 //   forward     attention ─► mlp ─► … every layer …  ─► loss
-//   backward                              recompute ─► mlp ─► attention ─► projection   every layer, from the last
+//   rerun       attention ─► mlp ─► … a segment …
+//   backward    recompute ─► mlp ─► attention ─► projection ─► … every layer, from the last …
 //
 // Buffers whose stages do not meet share memory: the arena is as large as the fullest stage, not as their sum. Values
 // that live from the forward pass to the backward pass are not here but in KeptValues (kept_values.h).
@@ -23,8 +24,8 @@ namespace longspan::planner {
 // One fused linear layer: q, k and v are one, gate and up another.
 struct LinearShape {
   int64_t inputs = 0, outputs = 0;
-  int64_t ranks = 0;            // R; 0 without LoRA
-  bool scratch_weight = false;  // each pass builds its weight first: LoRA folded in, or 4 bits unpacked
+  int64_t ranks = 0;      // R; 0 without LoRA
+  bool unpacked = false;  // the weight stands in 4 bits: each pass unpacks it first
 };
 
 // One pass over a micro-batch on one rank.
@@ -41,6 +42,7 @@ struct StepShape {
   bool dropout = false;         // of LoRA
   bool trains_weights = false;  // the linear layers
   bool trains_norms = false;
+  bool trains_biases = false;  // of the linear layers
   bool trains_head = false;
   int64_t attention_scratch_bytes = 0;  // of the attention kernel
 
@@ -54,7 +56,7 @@ enum class Slot : int {
   kHiddenOdd,                // (N, d)
   kNormed,                   // (t, d) a norm's output
   kNormStatistics,           // (t, 2) fp32
-  kNormSums,                 // fp32 partial sums of the gradients of a norm
+  kColumnSums,               // fp32 partial sums over rows, of the gradients of norms and biases
   kQueryKeyValue,            // (N, (Hq + 2·Hkv)·D) where it is not kept
   kTurnedHeads,              // (N, (Hq + Hkv)·D) q and k behind head norms
   kHeadStatistics,           // (N, Hq + Hkv) fp32
@@ -94,15 +96,17 @@ enum class Slot : int {
 inline constexpr int kSlotCount = static_cast<int>(Slot::kCount);
 std::string_view NameOf(Slot slot);
 
-// Bits.
+// Bits. The stages of rerun are those of a segment that runs again (memory_policy.h): as forward, beside the gradient.
 enum Stage : unsigned {
   kForwardAttention = 1,
   kForwardMlp = 2,
   kLoss = 4,
-  kBackwardRecompute = 8,
-  kBackwardMlp = 16,
-  kBackwardAttention = 32,
-  kBackwardProjection = 64,
+  kRerunAttention = 8,
+  kRerunMlp = 16,
+  kBackwardRecompute = 32,
+  kBackwardMlp = 64,
+  kBackwardAttention = 128,
+  kBackwardProjection = 256,
 };
 
 struct Buffer {
@@ -111,8 +115,9 @@ struct Buffer {
   unsigned stages = 0;
 };
 
-// Of training. Buffers without bytes are left out.
+// Of training, and of a pass that only goes forward (evaluation, generation). Buffers without bytes are left out.
 std::vector<Buffer> TrainingBuffers(const StepShape& shape, const MemoryPolicy& policy);
+std::vector<Buffer> ForwardBuffers(const StepShape& shape, const MemoryPolicy& policy);
 
 // Where each slot lies in one block of memory. Slots that are not part of it have no bytes.
 struct ArenaLayout {
@@ -123,6 +128,7 @@ struct ArenaLayout {
   int64_t bytes = 0;
 };
 inline constexpr int64_t kArenaAlignment = 64;
+inline constexpr int64_t kColumnSumParts = 16;  // gradients over rows are summed in so many parts, and these added up
 // Largest first, each at the lowest offset at which nothing lies that meets it in a stage.
 ArenaLayout LayOut(std::vector<Buffer> buffers);
 

@@ -105,28 +105,38 @@ Heads MakeHeads(const Case& c, bool random) {
   return heads;
 }
 
+// With every kind of kernel, ATen's among them.
+std::vector<FlashSetting> Settings() {
+  std::vector<FlashSetting> settings = {{{}, FlashInstructions::kNone}};
+  for (const FlashInstructions instructions : UsableFlashInstructions()) settings.push_back({{}, instructions});
+  return settings;
+}
+
 void ExpectAgreesWithMask(const Case& c) {
   SCOPED_TRACE(Name(c));
   const AttentionPlan plan = PlanOf(c);
   const Heads heads = MakeHeads(c, true);
-  const at::Tensor out = at::full({c.sequences * c.tokens, c.query_heads, kHeadSize}, NAN);
-  const auto logsumexp = AttentionForward(plan, heads.q, heads.k, heads.v, out);
-  const at::Tensor out_gradient = at::empty_like(out).normal_(0, 1, NamedGenerator(2, Name(c)));
-
   at::Tensor q = heads.q.clone().requires_grad_(true);
   at::Tensor k = heads.k.clone().requires_grad_(true);
   at::Tensor v = heads.v.clone().requires_grad_(true);
   const at::Tensor expected = MaskedAttention(c, q, k, v);
-  expected.backward(out_gradient.clone());
-  EXPECT_LT(RelativeError(out, expected.detach()), 1e-5);
+  const at::Tensor out_gradient = at::empty_like(expected).normal_(0, 1, NamedGenerator(2, Name(c)));
+  expected.backward(out_gradient);
 
-  const Heads gradients = MakeHeads(c, false);
-  gradients.fused.fill_(NAN);
-  AttentionBackward(plan, {heads.q, heads.k, heads.v, out}, logsumexp, out_gradient,
-                    {gradients.q, gradients.k, gradients.v});
-  EXPECT_LT(RelativeError(gradients.q, q.grad()), 1e-5);
-  EXPECT_LT(RelativeError(gradients.k, k.grad()), 1e-5);
-  EXPECT_LT(RelativeError(gradients.v, v.grad()), 1e-5);
+  for (const FlashSetting& setting : Settings()) {
+    SCOPED_TRACE(NameOf(setting.instructions));
+    const at::Tensor out = at::full(expected.sizes(), NAN);
+    const auto logsumexp = AttentionForward(plan, heads.q, heads.k, heads.v, out, setting);
+    EXPECT_LT(RelativeError(out, expected.detach()), 1e-5);
+
+    const Heads gradients = MakeHeads(c, false);
+    gradients.fused.fill_(NAN);
+    AttentionBackward(plan, {heads.q, heads.k, heads.v, out}, logsumexp, out_gradient.clone(),
+                      {gradients.q, gradients.k, gradients.v}, setting);
+    EXPECT_LT(RelativeError(gradients.q, q.grad()), 1e-5);
+    EXPECT_LT(RelativeError(gradients.k, k.grad()), 1e-5);
+    EXPECT_LT(RelativeError(gradients.v, v.grad()), 1e-5);
+  }
 }
 
 TEST(Attention, AgreesWithAMaskForHeadsOfEveryKind) {
@@ -249,12 +259,33 @@ TEST(Attention, TokensThatSeeOnlyThemselvesMoveNoQueryAndNoKey) {
   const AttentionPlan plan = PlanOf(c);
   const Heads heads = MakeHeads(c, true);
   const at::Tensor out = at::empty({9, 4, kHeadSize});
-  const auto logsumexp = AttentionForward(plan, heads.q, heads.k, heads.v, out);
-  const Heads gradients = MakeHeads(c, false);
-  AttentionBackward(plan, {heads.q, heads.k, heads.v, out}, logsumexp, at::ones_like(out),
-                    {gradients.q, gradients.k, gradients.v});
-  EXPECT_TRUE(gradients.q.eq(0).all().item<bool>());
-  EXPECT_TRUE(gradients.k.eq(0).all().item<bool>());
+  for (const FlashSetting& setting : Settings()) {
+    const auto logsumexp = AttentionForward(plan, heads.q, heads.k, heads.v, out, setting);
+    const Heads gradients = MakeHeads(c, false);
+    AttentionBackward(plan, {heads.q, heads.k, heads.v, out}, logsumexp, at::ones_like(out),
+                      {gradients.q, gradients.k, gradients.v}, setting);
+    EXPECT_TRUE(gradients.q.eq(0).all().item<bool>()) << NameOf(setting.instructions);
+    EXPECT_TRUE(gradients.k.eq(0).all().item<bool>()) << NameOf(setting.instructions);
+  }
+}
+
+TEST(Attention, WritesIntoGivenLogsumexpsAndWorkspace) {
+  const Case c{2, 21, 9, 3, 8, Kind::kWrap};
+  const AttentionPlan plan = PlanOf(c);
+  EXPECT_EQ(LogsumexpSize(plan), 2 * 21 * 9);  // every token of every head once
+  const Heads heads = MakeHeads(c, true);
+  for (FlashSetting setting : Settings()) {
+    const at::Tensor expected_out = at::empty({42, 9, kHeadSize}), out = at::empty({42, 9, kHeadSize});
+    const auto expected = AttentionForward(plan, heads.q, heads.k, heads.v, expected_out, setting);
+    setting.workspace = at::empty({FlashWorkspaceSize(kHeadSize, 1)});
+    const at::Tensor all = at::full({LogsumexpSize(plan)}, NAN);
+    const auto logsumexp = SplitLogsumexp(plan, all);
+    AttentionForward(plan, heads.q, heads.k, heads.v, out, logsumexp, setting);
+    EXPECT_TRUE(out.equal(expected_out));
+    EXPECT_TRUE(all.isfinite().all().item<bool>());
+    for (size_t call = 0; call < plan.size(); ++call) EXPECT_TRUE(logsumexp[call].equal(expected[call]));
+  }
+  EXPECT_THROW(SplitLogsumexp(plan, at::empty({5})), c10::Error);
 }
 
 TEST(Attention, RefusesShapesThatMeanNothing) {

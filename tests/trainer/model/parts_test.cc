@@ -27,7 +27,7 @@ TEST(RmsNorm, ForwardAndBackwardAgreeWithAutograd) {
     const at::Tensor out = at::empty_like(x), inverse_rms = at::empty({rows}), dx = at::ones_like(x),
                      dw = at::ones({23});
     RmsNorm(x, weight, 1e-5, out, inverse_rms);
-    RmsNormBackward(x, weight, inverse_rms, dy, dx, dw);
+    RmsNormBackward(x, weight, inverse_rms, dy, dx, {dw});
     EXPECT_LT(RelativeError(out, expected.detach()), 1e-6);
     EXPECT_LT(RelativeError(dx - 1, xl.grad()), 1e-5);
     EXPECT_LT(RelativeError(dw - 1, wl.grad()), 1e-5);
@@ -43,7 +43,7 @@ TEST(HeadRmsNorm, ForwardAndBackwardAgreeWithAutogradOnViews) {
     expected.backward(dy.clone());
     const at::Tensor out = at::empty({rows, 3, 10}), inverse_rms = at::empty({rows, 3}), dw = at::ones({10});
     HeadRmsNorm(x, weight, 1e-5, out, inverse_rms);
-    HeadRmsNormBackward(x, weight, inverse_rms, dy, dw);
+    HeadRmsNormBackward(x, weight, inverse_rms, dy, {dw});
     EXPECT_LT(RelativeError(out, expected.detach()), 1e-6);
     EXPECT_LT(RelativeError(dy, xl.grad()), 1e-5);
     EXPECT_LT(RelativeError(dw - 1, wl.grad()), 1e-5);
@@ -75,7 +75,8 @@ TEST(MlpActivation, ForwardAndBackwardOfBothGelusAgreeWithAutograd) {
     const at::Tensor expected = at::gelu(leaf, approximation);
     expected.backward(dy);
     const at::Tensor out = at::empty_like(inner), gradient = at::empty_like(inner);
-    const MlpActivation activation(kind, inner);
+    Arena arena;
+    const MlpActivation activation(kind, inner, arena);
     activation.Forward(out);
     activation.Backward(dy, gradient);
     EXPECT_LT(RelativeError(out, expected.detach()), 1e-6);
@@ -141,24 +142,30 @@ TEST(Rotation, ATableForAPartOfAHeadLeavesTheRest) {
 
 TEST(TokenLoss, LossAndGradientsAgreeWithAutogradForEveryTileAndMask) {
   const at::Tensor hidden = Draw({30, 8}, "hidden"), head = Draw({17, 8}, "head") * 3;
+  NormWeight norm;
+  norm.value = Draw({8}, "norm");
   at::Tensor labels = testing::RandomIds(2, 15, 17);
   for (const int64_t ignored_every : {0, 3}) {
     if (ignored_every != 0) {
       for (int64_t t = 0; t < 15; t += ignored_every) labels[1][t] = kIgnoredLabel;
     }
     const at::Tensor targets = ShiftedTargets(labels, {});
-    const at::Tensor hl = Leaf(hidden), wl = Leaf(head);
+    const at::Tensor hl = Leaf(hidden), wl = Leaf(head), nl = Leaf(norm.value);
     const at::Tensor rows = at::nonzero(targets.ne(kIgnoredLabel)).view({-1});
-    const at::Tensor scores = at::log_softmax(at::mm(hl, wl.t()), 1).index_select(0, rows);
+    const at::Tensor normed = hl * (hl.pow(2).mean(1, true) + 1e-5).rsqrt() * nl;
+    const at::Tensor scores = at::log_softmax(at::mm(normed, wl.t()), 1).index_select(0, rows);
     const at::Tensor loss = -scores.gather(1, targets.index_select(0, rows).unsqueeze(1)).sum();
     loss.backward();
-    for (const int64_t tile : {0, 1, 4, 100}) {
-      const at::Tensor dh = at::zeros_like(hidden), dw = at::zeros_like(head);
-      const LossSum sum = TiledTokenLoss(hidden, head, targets, tile, {dh, dw});
+    for (const int64_t tile : {1, 4, 7, 100}) {
+      const at::Tensor dh = at::full_like(hidden, NAN), dw = at::zeros_like(head);
+      norm.gradient = at::zeros({8});
+      Arena arena;
+      const LossSum sum = TiledTokenLoss({hidden, norm, 1e-5, head, targets}, tile, {dh, dw}, arena);
       EXPECT_EQ(sum.tokens, rows.size(0));
       EXPECT_NEAR(sum.loss, loss.item<double>(), 1e-4);
       EXPECT_LT(RelativeError(dh, hl.grad()), 1e-5);
       EXPECT_LT(RelativeError(dw, wl.grad()), 1e-5);
+      EXPECT_LT(RelativeError(norm.gradient, nl.grad()), 1e-5);
     }
   }
 }
@@ -167,7 +174,10 @@ TEST(TokenLoss, AVeryUnlikelyTokenHasAFiniteLoss) {
   const at::Tensor hidden = at::ones({2, 1}), head = at::zeros({3, 1});
   head[1] = 400;
   const at::Tensor targets = ShiftedTargets(at::zeros({1, 2}, at::kLong), {});
-  EXPECT_NEAR(TiledTokenLoss(hidden, head, targets, 0, {}).loss, 400, 1e-3);
+  NormWeight norm;
+  norm.value = at::ones({1});
+  Arena arena;
+  EXPECT_NEAR(TiledTokenLoss({hidden, norm, 0, head, targets}, 8, {}, arena).loss, 400, 1e-3);
 }
 
 FusedLinear MakeLinear(at::ScalarType dtype = at::kFloat) {
@@ -217,8 +227,8 @@ void ExpectAgreesWithAutograd(const DropoutPass& dropout) {
   expected = expected + at::cat(updates, 1);
   expected.backward(dy);
 
-  at::Tensor scratch;
-  const auto pass = linear.Begin(true, &dropout, 3, &scratch);
+  Arena arena;
+  const auto pass = linear.Begin({true, &dropout, 3}, arena);
   const at::Tensor y = at::empty({6, 11}), dx = at::empty({6, 7});
   linear.Forward(pass, x, 0, y);
   linear.Backward(pass, x, dy, 0, dx);
@@ -242,8 +252,8 @@ TEST(FusedLinear, AgreesWithAutogradUnderDropout) { ExpectAgreesWithAutograd({0.
 TEST(FusedLinear, WithoutItsAdapterIsTheWeightAlone) {
   const FusedLinear linear = MakeLinear();
   const at::Tensor x = Draw({6, 7}, "x"), y = at::empty({6, 11});
-  at::Tensor scratch;
-  linear.Forward(linear.Begin(false, nullptr, 0, &scratch), x, 0, y);
+  Arena arena;
+  linear.Forward(linear.Begin({.adapted = false}, arena), x, 0, y);
   EXPECT_TRUE(at::equal(y, at::addmm(linear.bias, x, linear.weight.t())));
 }
 

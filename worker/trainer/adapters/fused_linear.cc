@@ -2,13 +2,25 @@
 
 #include <algorithm>
 
+#include "worker/trainer/model/row_sums.h"
+
 namespace longspan::trainer {
 
-void AddProduct(const at::Tensor& left, const at::Tensor& right, const at::Tensor& gradient) {
+namespace {
+
+at::Tensor Product(const at::Tensor& left, const at::Tensor& right, Slot slot, Arena& arena) {
+  at::Tensor out = arena.Take(slot, {left.size(0), right.size(1)}, left.scalar_type());
+  at::mm_out(out, left, right);
+  return out;
+}
+
+}  // namespace
+
+void AddProduct(const at::Tensor& left, const at::Tensor& right, const at::Tensor& gradient, Arena& arena) {
   if (left.scalar_type() == gradient.scalar_type()) {
     gradient.addmm_(left.t(), right);
   } else {
-    gradient.add_(at::mm(left.t(), right));
+    AddScaled(Product(left.t(), right, Slot::kWeightProduct, arena), 1, gradient);
   }
 }
 
@@ -54,21 +66,19 @@ void FusedLinear::Refresh() {
   }
 }
 
-FusedLinear::Pass FusedLinear::Begin(bool adapted, const DropoutPass* dropout, int64_t layer, at::Tensor* scratch,
-                                     bool fold) const {
-  const bool with_lora = adapted && HasLora();
+FusedLinear::Pass FusedLinear::Begin(const PassOptions& options, Arena& arena) const {
+  const bool with_lora = options.adapted && HasLora();
   Pass pass;
-  pass.layer = layer;
-  if (with_lora && dropout != nullptr && dropout->active()) pass.dropout = dropout;
-  pass.low_rank = with_lora && (pass.dropout != nullptr || dtype != at::kFloat || !fold);
+  pass.arena = &arena;
+  pass.layer = options.layer;
+  if (with_lora && options.dropout != nullptr && options.dropout->active()) pass.dropout = options.dropout;
+  pass.low_rank = with_lora && (pass.dropout != nullptr || dtype != at::kFloat || !options.fold);
   const bool folds = with_lora && !pass.low_rank;
   if (weight.defined() && !folds) {
     pass.weight = weight;
     return pass;
   }
-  const int64_t size = outputs() * inputs();
-  if (!scratch->defined() || scratch->numel() < size) *scratch = at::empty({size}, dtype);
-  pass.weight = scratch->narrow(0, 0, size).view({outputs(), inputs()});
+  pass.weight = arena.Take(options.weight_slot, {outputs(), inputs()}, dtype);
   if (weight.defined()) {
     at::addmm_out(pass.weight, weight, blocks_b_, stacked_a_);
     return pass;
@@ -89,7 +99,7 @@ void FusedLinear::Forward(const Pass& pass, const at::Tensor& x, int64_t first_r
   if (pass.dropout != nullptr) {
     ForwardWithDropout(pass, x, first_row, y);
   } else {
-    out.addmm_(at::mm(x, stacked_a_.t()), blocks_b_.t());
+    out.addmm_(Product(x, stacked_a_.t(), Slot::kLoraInner, *pass.arena), blocks_b_.t());
   }
 }
 
@@ -99,31 +109,37 @@ void FusedLinear::Backward(const Pass& pass, const at::Tensor& x, const at::Tens
     at::Tensor out = x_gradient;
     at::mm_out(out, y_gradient, pass.weight);
   }
-  if (weight_gradient.defined()) AddProduct(y_gradient, x, weight_gradient);
-  if (bias_gradient.defined()) bias_gradient.add_(at::sum(y_gradient, {0}, /*keepdim=*/false, at::kFloat));
+  if (weight_gradient.defined()) AddProduct(y_gradient, x, weight_gradient, *pass.arena);
+  if (bias_gradient.defined()) {
+    AddColumnSums(y_gradient, bias_gradient,
+                  pass.arena->Take(Slot::kColumnSums, {planner::kColumnSumParts, y_gradient.size(1)}, at::kFloat));
+  }
   if (!HasLora()) return;
   if (pass.dropout != nullptr) {
     BackwardWithDropout(pass, x, y_gradient, first_row, x_gradient);
     return;
   }
-  const at::Tensor inner_gradient = at::mm(y_gradient, blocks_b_);  // (n, R), of x Aᵀ
+  // (n, R), of x Aᵀ
+  const at::Tensor inner_gradient = Product(y_gradient, blocks_b_, Slot::kLoraInnerGradient, *pass.arena);
   if (pass.low_rank && x_gradient.defined()) at::Tensor(x_gradient).addmm_(inner_gradient, stacked_a_);
-  AddLoraGradients(x, y_gradient, inner_gradient);
+  AddLoraGradients(pass, x, y_gradient, inner_gradient);
 }
 
 // Both products have R rows: that way round a GEMM with few rows is several times faster than one with few columns.
-void FusedLinear::AddLoraGradients(const at::Tensor& x, const at::Tensor& y_gradient,
+void FusedLinear::AddLoraGradients(const Pass& pass, const at::Tensor& x, const at::Tensor& y_gradient,
                                    const at::Tensor& inner_gradient) const {
-  const at::Tensor inner = at::mm(x, stacked_a_.t());           // (n, R)
-  const at::Tensor a_gradient = at::mm(inner_gradient.t(), x);  // (R, in)
-  const at::Tensor b_gradient = at::mm(inner.t(), y_gradient);  // (R, out), transposed, without scale
+  Arena& arena = *pass.arena;
+  const at::Tensor inner = Product(x, stacked_a_.t(), Slot::kLoraInner, arena);               // (n, R)
+  const at::Tensor a_gradient = Product(inner_gradient.t(), x, Slot::kLoraAGradient, arena);  // (R, in)
+  // (R, out), transposed, without scale
+  const at::Tensor b_gradient = Product(inner.t(), y_gradient, Slot::kLoraBGradient, arena);
   int64_t first_rank = 0;
   for (const LinearPart& part : parts) {
     if (!part.lora) continue;
     const int64_t rank = part.lora->a.size(0);
-    part.lora->a_gradient.add_(a_gradient.narrow(0, first_rank, rank));
-    part.lora->b_gradient.add_(b_gradient.narrow(0, first_rank, rank).narrow(1, part.first_output, part.outputs).t(),
-                               part.lora->scale);
+    AddScaled(a_gradient.narrow(0, first_rank, rank), 1, part.lora->a_gradient);
+    AddScaled(b_gradient.narrow(0, first_rank, rank).narrow(1, part.first_output, part.outputs).t(), part.lora->scale,
+              part.lora->b_gradient);
     first_rank += rank;
   }
 }
@@ -131,29 +147,32 @@ void FusedLinear::AddLoraGradients(const at::Tensor& x, const at::Tensor& y_grad
 // Every module has its own mask, so nothing is shared between the parts.
 void FusedLinear::ForwardWithDropout(const Pass& pass, const at::Tensor& x, int64_t first_row,
                                      const at::Tensor& y) const {
-  const at::Tensor kept = at::empty_like(x);
+  const at::Tensor kept = pass.arena->Take(Slot::kDropped, x.sizes(), x.scalar_type());
   for (const LinearPart& part : parts) {
     if (!part.lora) continue;
     ApplyDropout(*pass.dropout, {pass.layer, part.module_index, first_row}, x, kept);
     y.narrow(1, part.first_output, part.outputs)
-        .addmm_(at::mm(kept, part.lora->a.t()), part.lora->b.t(), 1, part.lora->scale);
+        .addmm_(Product(kept, part.lora->a.t(), Slot::kLoraInner, *pass.arena), part.lora->b.t(), 1, part.lora->scale);
   }
 }
 
 void FusedLinear::BackwardWithDropout(const Pass& pass, const at::Tensor& x, const at::Tensor& y_gradient,
                                       int64_t first_row, const at::Tensor& x_gradient) const {
-  const at::Tensor kept = at::empty_like(x);
+  Arena& arena = *pass.arena;
+  const at::Tensor kept = arena.Take(Slot::kDropped, x.sizes(), x.scalar_type());
   for (const LinearPart& part : parts) {
     if (!part.lora) continue;
     const DropoutSite site{pass.layer, part.module_index, first_row};
     const at::Tensor part_gradient = y_gradient.narrow(1, part.first_output, part.outputs);
-    const at::Tensor inner_gradient = at::mm(part_gradient, part.lora->b).mul_(part.lora->scale);
+    at::Tensor inner_gradient = Product(part_gradient, part.lora->b, Slot::kLoraInnerGradient, arena);
+    inner_gradient.mul_(part.lora->scale);
     ApplyDropout(*pass.dropout, site, x, kept);
-    part.lora->a_gradient.add_(at::mm(inner_gradient.t(), kept));
-    const at::Tensor inner = at::mm(kept, part.lora->a.t());
-    part.lora->b_gradient.add_(at::mm(inner.t(), part_gradient).t(), part.lora->scale);
+    AddScaled(Product(inner_gradient.t(), kept, Slot::kLoraAGradient, arena), 1, part.lora->a_gradient);
+    const at::Tensor inner = Product(kept, part.lora->a.t(), Slot::kLoraInner, arena);
+    AddScaled(Product(inner.t(), part_gradient, Slot::kLoraBGradient, arena).t(), part.lora->scale,
+              part.lora->b_gradient);
     if (!x_gradient.defined()) continue;
-    const at::Tensor masked = at::mm(inner_gradient, part.lora->a);
+    const at::Tensor masked = Product(inner_gradient, part.lora->a, Slot::kDroppedGradient, arena);
     ApplyDropout(*pass.dropout, site, masked, masked);
     x_gradient.add_(masked);
   }

@@ -5,16 +5,17 @@
 //                                   are each part's own
 //
 // q, k and v are one of these, gate and up another. Products with A and B alone are skinny and crawl on CPU, so
-//  - in fp32 without dropout, W + s B A is built once per pass in a scratch buffer (rank/rows of the cost of the
+//  - in fp32 without dropout, W + s B A is built once per pass in a buffer of the arena (rank/rows of the cost of the
 //    product) and the skinny products disappear from forward and dX. In bf16 that would round the update away, so
 //    there they stay;
 //  - for the gradients, the A of all parts are stacked and their B are the blocks of one block-diagonal matrix.
 // Gradients are fp32 and added to. No dW for a frozen weight.
 //
 // A layer whose weight does not stand in memory in the compute dtype (4 bits, or only in the base's file) has no
-// `weight`: each pass makes it in the scratch buffer, from what its parts have.
+// `weight`: each pass makes it in that buffer, from what its parts have.
 //
-// Not thread-safe. Legend: n rows (tokens), R the sum of the ranks of the parts.
+// Every intermediate value is a slot of the arena (memory/arena.h). Not thread-safe. Legend: n rows (tokens), R the sum
+// of the ranks of the parts.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -25,6 +26,7 @@
 #include <vector>
 
 #include "worker/trainer/adapters/dropout.h"
+#include "worker/trainer/memory/arena.h"
 #include "worker/trainer/quantized/nf4_weight.h"
 
 namespace longspan::trainer {
@@ -49,13 +51,14 @@ struct LinearPart {
 };
 
 // gradient (fp32) += leftᵀ · right. left (n, a), right (n, b), gradient (a, b).
-void AddProduct(const at::Tensor& left, const at::Tensor& right, const at::Tensor& gradient);
+void AddProduct(const at::Tensor& left, const at::Tensor& right, const at::Tensor& gradient, Arena& arena);
 
 class FusedLinear {
  public:
-  // The values of one pass over a layer: what Forward and Backward multiply with. Valid until the scratch is used
-  // again.
+  // The values of one pass over a layer: what Forward and Backward multiply with. Valid until the buffer of the weight
+  // is used again.
   struct Pass {
+    Arena* arena = nullptr;
     at::Tensor weight;                     // W, or W + s·B·A
     bool low_rank = false;                 // LoRA is not in `weight`
     const DropoutPass* dropout = nullptr;  // set when it is active
@@ -75,9 +78,14 @@ class FusedLinear {
   bool HasLora() const;
   // Rebuilds what is derived from A and B; call when they changed.
   void Refresh();
-  // `scratch` is grown as needed and holds the pass's weight where that is not the standing one. `fold` false: LoRA
-  // stays apart, which pays for few rows.
-  Pass Begin(bool adapted, const DropoutPass* dropout, int64_t layer, at::Tensor* scratch, bool fold = true) const;
+  struct PassOptions {
+    bool adapted = true;                   // with LoRA
+    const DropoutPass* dropout = nullptr;  // used where it is active
+    int64_t layer = 0;
+    Slot weight_slot = Slot::kScratchQueryKeyValue;  // for the pass's weight where that is not the standing one
+    bool fold = true;                                // false: LoRA stays apart, which pays for few rows
+  };
+  Pass Begin(const PassOptions& options, Arena& arena) const;
 
   // y (n, out) = the layers of x (n, in), which starts at row `first_row` of the batch.
   void Forward(const Pass& pass, const at::Tensor& x, int64_t first_row, const at::Tensor& y) const;
@@ -92,7 +100,8 @@ class FusedLinear {
   void ForwardWithDropout(const Pass& pass, const at::Tensor& x, int64_t first_row, const at::Tensor& y) const;
   void BackwardWithDropout(const Pass& pass, const at::Tensor& x, const at::Tensor& y_gradient, int64_t first_row,
                            const at::Tensor& x_gradient) const;
-  void AddLoraGradients(const at::Tensor& x, const at::Tensor& y_gradient, const at::Tensor& inner_gradient) const;
+  void AddLoraGradients(const Pass& pass, const at::Tensor& x, const at::Tensor& y_gradient,
+                        const at::Tensor& inner_gradient) const;
 
   at::Tensor stacked_a_;  // (R, in)
   at::Tensor blocks_b_;   // (out, R), each block times its scale

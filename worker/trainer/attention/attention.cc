@@ -1,8 +1,11 @@
 #include "worker/trainer/attention/attention.h"
 
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 #include <cmath>
 
+#include "worker/trainer/memory/counting_allocator.h"
 #include "worker/trainer/model/row_parallel.h"
 
 namespace longspan::trainer {
@@ -185,24 +188,26 @@ void JoinSoftmax(const at::Tensor& values, const at::Tensor& logsumexp, const at
 }
 
 // The block's own rows causally, and its prefix whole.
-std::tuple<at::Tensor, at::Tensor> CallForward(const AttentionCall& call, const at::Tensor& q, const at::Tensor& k,
-                                               const at::Tensor& v) {
+void AtenForward(const AttentionCall& call, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                 const at::Tensor& out, const at::Tensor& logsumexp) {
+  const ListedAllocation outputs;
   const at::Tensor queries = QueryView(q, call);
-  auto [values, logsumexp] = at::_scaled_dot_product_flash_attention_for_cpu(
+  const auto [values, call_logsumexp] = at::_scaled_dot_product_flash_attention_for_cpu(
       queries, KeyValueView(k, call), KeyValueView(v, call), /*dropout_p=*/0.0, /*is_causal=*/true);
   if (call.prefix_length > 0) {
     const auto [prefix_values, prefix_logsumexp] = at::_scaled_dot_product_flash_attention_for_cpu(
         queries, PrefixView(k, call), PrefixView(v, call), /*dropout_p=*/0.0, /*is_causal=*/false);
-    JoinSoftmax(values, logsumexp, prefix_values, prefix_logsumexp);
+    JoinSoftmax(values, call_logsumexp, prefix_values, prefix_logsumexp);
   }
-  return {std::move(values), std::move(logsumexp)};
+  QueryView(out, call).copy_(values);
+  logsumexp.copy_(call_logsumexp);
 }
 
 // What the rows seen through the prefix get, and what it adds to dQ. Against the joined output and logsumexp each set
 // of keys has its true weights.
-void PrefixBackward(const AttentionCall& call, const AttentionInputs& inputs, const at::Tensor& logsumexp,
-                    const at::Tensor& call_gradient, const at::Tensor& query_gradient,
-                    const AttentionGradients& gradients) {
+void AtenPrefixBackward(const AttentionCall& call, const AttentionInputs& inputs, const at::Tensor& logsumexp,
+                        const at::Tensor& call_gradient, const at::Tensor& query_gradient,
+                        const AttentionGradients& gradients) {
   const auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
       call_gradient, QueryView(inputs.q, call), PrefixView(inputs.k, call), PrefixView(inputs.v, call),
       QueryView(inputs.out, call), logsumexp, /*dropout_p=*/0.0, /*is_causal=*/false);
@@ -211,8 +216,9 @@ void PrefixBackward(const AttentionCall& call, const AttentionInputs& inputs, co
   PrefixView(gradients.v, call).add_(dv);
 }
 
-void CallBackward(const AttentionCall& call, const AttentionInputs& inputs, const at::Tensor& logsumexp,
+void AtenBackward(const AttentionCall& call, const AttentionInputs& inputs, const at::Tensor& logsumexp,
                   const at::Tensor& out_gradient, const AttentionGradients& gradients) {
+  const ListedAllocation outputs;
   const at::Tensor call_gradient = QueryView(out_gradient, call);
   const bool first_rows_are_alone = call.prefix_length == 0;
   at::Tensor first_value_gradient;
@@ -224,7 +230,7 @@ void CallBackward(const AttentionCall& call, const AttentionInputs& inputs, cons
   if (first_rows_are_alone) {
     dv.select(2, 0).add_(first_value_gradient);
   } else {
-    PrefixBackward(call, inputs, logsumexp, call_gradient, dq, gradients);
+    AtenPrefixBackward(call, inputs, logsumexp, call_gradient, dq, gradients);
   }
   QueryView(gradients.q, call).copy_(dq);
   if (call.adds_to_key_value) {
@@ -234,6 +240,33 @@ void CallBackward(const AttentionCall& call, const AttentionInputs& inputs, cons
     KeyValueView(gradients.k, call).copy_(dk);
     KeyValueView(gradients.v, call).copy_(dv);
   }
+}
+
+std::vector<FlashKeys> FlashKeysOf(const AttentionCall& call, const at::Tensor& k, const at::Tensor& v) {
+  std::vector<FlashKeys> keys;
+  if (call.prefix_length > 0) keys.push_back({PrefixView(k, call), PrefixView(v, call), /*causal=*/false});
+  keys.push_back({KeyValueView(k, call), KeyValueView(v, call), /*causal=*/true});
+  return keys;
+}
+
+void FlashCallBackward(const AttentionCall& call, const AttentionInputs& inputs, const at::Tensor& logsumexp,
+                       const at::Tensor& out_gradient, const AttentionGradients& gradients,
+                       const FlashSetting& setting) {
+  std::vector<FlashKeyGradients> key_gradients;
+  if (call.prefix_length > 0) {
+    key_gradients.push_back({PrefixView(gradients.k, call), PrefixView(gradients.v, call), /*adds=*/true});
+  }
+  key_gradients.push_back({KeyValueView(gradients.k, call), KeyValueView(gradients.v, call), call.adds_to_key_value});
+  FlashBackward({QueryView(inputs.q, call), QueryView(inputs.out, call), logsumexp},
+                FlashKeysOf(call, inputs.k, inputs.v), {QueryView(out_gradient, call), QueryView(gradients.q, call)},
+                key_gradients, setting);
+}
+
+int64_t LogsumexpSizeOf(const AttentionCall& call) { return call.blocks * call.query_heads * call.length; }
+
+FlashSetting WithWorkspace(const FlashSetting& setting, const at::Tensor& q) {
+  if (setting.workspace.defined()) return setting;
+  return {at::empty({FlashWorkspaceSize(q.size(-1), at::get_num_threads())}, q.options()), setting.instructions};
 }
 
 }  // namespace
@@ -268,24 +301,64 @@ AttentionPlan PlanShiftedSparseAttention(const AttentionShape& shape, int64_t gr
   return plan;
 }
 
-std::vector<at::Tensor> AttentionForward(const AttentionPlan& plan, const at::Tensor& q, const at::Tensor& k,
-                                         const at::Tensor& v, const at::Tensor& out) {
+int64_t LogsumexpSize(const AttentionPlan& plan) {
+  int64_t size = 0;
+  for (const AttentionCall& call : plan) size += LogsumexpSizeOf(call);
+  return size;
+}
+
+std::vector<at::Tensor> SplitLogsumexp(const AttentionPlan& plan, const at::Tensor& all) {
+  TORCH_CHECK(all.is_contiguous() && all.numel() == LogsumexpSize(plan), "a logsumexp of ", all.sizes(),
+              " for a plan that wants ", LogsumexpSize(plan), " values");
+  const at::Tensor flat = all.view({-1});
   std::vector<at::Tensor> logsumexp;
   logsumexp.reserve(plan.size());
+  int64_t first = 0;
   for (const AttentionCall& call : plan) {
-    auto [values, call_logsumexp] = CallForward(call, q, k, v);
-    QueryView(out, call).copy_(values);
-    logsumexp.push_back(std::move(call_logsumexp));
+    logsumexp.push_back(
+        flat.narrow(0, first, LogsumexpSizeOf(call)).view({call.blocks, call.query_heads, call.length}));
+    first += LogsumexpSizeOf(call);
   }
+  return logsumexp;
+}
+
+void AttentionForward(const AttentionPlan& plan, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                      const at::Tensor& out, const std::vector<at::Tensor>& logsumexp, const FlashSetting& setting) {
+  TORCH_CHECK(logsumexp.size() == plan.size(), "attention forward with ", logsumexp.size(), " logsumexps for ",
+              plan.size(), " calls");
+  const bool flash = FlashTakes(q, setting);
+  const FlashSetting with_workspace = flash ? WithWorkspace(setting, q) : setting;
+  for (size_t index = 0; index < plan.size(); ++index) {
+    const AttentionCall& call = plan[index];
+    if (flash) {
+      FlashForward({QueryView(q, call), QueryView(out, call), logsumexp[index]}, FlashKeysOf(call, k, v),
+                   with_workspace);
+    } else {
+      AtenForward(call, q, k, v, out, logsumexp[index]);
+    }
+  }
+}
+
+std::vector<at::Tensor> AttentionForward(const AttentionPlan& plan, const at::Tensor& q, const at::Tensor& k,
+                                         const at::Tensor& v, const at::Tensor& out, const FlashSetting& setting) {
+  std::vector<at::Tensor> logsumexp =
+      SplitLogsumexp(plan, at::empty({LogsumexpSize(plan)}, q.options().dtype(at::kFloat)));
+  AttentionForward(plan, q, k, v, out, logsumexp, setting);
   return logsumexp;
 }
 
 void AttentionBackward(const AttentionPlan& plan, const AttentionInputs& inputs,
                        const std::vector<at::Tensor>& logsumexp, const at::Tensor& out_gradient,
-                       const AttentionGradients& gradients) {
+                       const AttentionGradients& gradients, const FlashSetting& setting) {
   TORCH_CHECK(logsumexp.size() == plan.size(), "attention backward with another plan than forward");
+  const bool flash = FlashTakes(inputs.q, setting);
+  const FlashSetting with_workspace = flash ? WithWorkspace(setting, inputs.q) : setting;
   for (size_t index = 0; index < plan.size(); ++index) {
-    CallBackward(plan[index], inputs, logsumexp[index], out_gradient, gradients);
+    if (flash) {
+      FlashCallBackward(plan[index], inputs, logsumexp[index], out_gradient, gradients, with_workspace);
+    } else {
+      AtenBackward(plan[index], inputs, logsumexp[index], out_gradient, gradients);
+    }
   }
 }
 

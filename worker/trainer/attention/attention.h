@@ -13,9 +13,9 @@
 // by absolute position: block 3 never sees block 5. To be exact, with block(i) = floor((i + floor(G/2)) / G) for the
 // moved half: where block(T - 1) > 0, the tokens of block(T - 1) also attend to every token of block 0. Where G >= 2
 // divides T, these are the last floor(G/2) and the first G - floor(G/2) tokens: the group that the roll makes, without
-// the leak. Where it does not, the last block has its 1 to G tokens and sees block 0 all the same. Both parts run as
-// dense calls and are joined by their logsumexp; the backward pass runs each against the joined output, as ring
-// attention does.
+// the leak. Where it does not, the last block has its 1 to G tokens and sees block 0 all the same. This project's
+// kernels take both parts under one softmax. ATen's run each as a dense call, and the results are joined by their
+// logsumexp; the backward pass runs each against the joined output, as ring attention does.
 //
 // A sequence may be packed from documents: then all of this holds for each document as if it stood alone.
 //
@@ -32,6 +32,8 @@
 
 #include <cstdint>
 #include <vector>
+
+#include "worker/trainer/attention/flash_cpu.h"
 
 namespace longspan::trainer {
 
@@ -80,10 +82,23 @@ AttentionPlan PlanShortAttention(const AttentionShape& shape, int64_t group);
 AttentionPlan PlanShiftedSparseAttention(const AttentionShape& shape, int64_t group,
                                          BlockEdge edge = BlockEdge::kSplit);
 
+// fp32 values of the logsumexps of all calls together: N·Hq.
+int64_t LogsumexpSize(const AttentionPlan& plan);
+// The logsumexp of each call, (blocks, query_heads, length), as views of one contiguous tensor of LogsumexpSize values.
+std::vector<at::Tensor> SplitLogsumexp(const AttentionPlan& plan, const at::Tensor& all);
+
+// fp32 on the CPU runs on this project's kernels (flash_cpu.h), which write into the views and allocate nothing beside
+// the workspace; where `setting` names no instructions, and for every other type, ATen's run and copies are made. A
+// setting without a workspace: each pass makes one of FlashWorkspaceSize(D, threads) values.
+
 // q (N, Hq, D), k and v (N, Hkv, D): views whose last stride is 1, rows of the sequences one after the other. Writes
-// out (N, Hq, D) and returns the logsumexp of each call, which the backward pass needs.
+// out (N, Hq, D) and the logsumexp of each call, which the backward pass needs.
+void AttentionForward(const AttentionPlan& plan, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                      const at::Tensor& out, const std::vector<at::Tensor>& logsumexp,
+                      const FlashSetting& setting = {});
+// The same into logsumexps that it makes.
 std::vector<at::Tensor> AttentionForward(const AttentionPlan& plan, const at::Tensor& q, const at::Tensor& k,
-                                         const at::Tensor& v, const at::Tensor& out);
+                                         const at::Tensor& v, const at::Tensor& out, const FlashSetting& setting = {});
 
 struct AttentionInputs {
   at::Tensor q, k, v, out;  // of the forward pass
@@ -91,11 +106,11 @@ struct AttentionInputs {
 struct AttentionGradients {
   at::Tensor q, k, v;  // shaped as the inputs; overwritten
 };
-// Takes out_gradient (N, Hq, D) over: its rows at the start of blocks without a prefix are zero afterwards. Such a row
-// attends to itself alone, so it moves no q and no k; the kernel would leave rounding noise where the gradient is
-// exactly zero.
+// A row that attends to itself alone moves no q and no k: its gradient there is exactly zero, without rounding noise.
+// For that ATen's kernels take out_gradient (N, Hq, D) over: the first rows of blocks without a prefix are zero
+// afterwards.
 void AttentionBackward(const AttentionPlan& plan, const AttentionInputs& inputs,
                        const std::vector<at::Tensor>& logsumexp, const at::Tensor& out_gradient,
-                       const AttentionGradients& gradients);
+                       const AttentionGradients& gradients, const FlashSetting& setting = {});
 
 }  // namespace longspan::trainer

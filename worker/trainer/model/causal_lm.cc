@@ -2,17 +2,24 @@
 // batch.
 #include "worker/trainer/model/causal_lm.h"
 
+#include <ATen/Parallel.h>
 #include <fmt/format.h>
 
 #include <optional>
 
+#include "worker/planner/job_shape.h"
+#include "worker/planner/kept_values.h"
+#include "worker/planner/step_buffers.h"
+#include "worker/trainer/memory/kept_values.h"
 #include "worker/trainer/model/decoder_layer.h"
 #include "worker/trainer/model/model_weights.h"
 #include "worker/trainer/model/packed_documents.h"
 #include "worker/trainer/model/quantize_source.h"
 #include "worker/trainer/model/rotary_positions.h"
+#include "worker/trainer/model/row_sums.h"
 #include "worker/trainer/model/token_loss.h"
 #include "worker/trainer/model/training_attention.h"
+#include "worker/trainer/model/training_layers.h"
 
 namespace longspan::trainer {
 namespace {
@@ -20,9 +27,8 @@ namespace {
 // Fewer rows than this go through LoRA's two thin products: folding would read and write every weight for them.
 constexpr int64_t kFoldRowsMin = 128;
 
-at::ScalarType ComputeDtype(const jobfile::JobSpec& spec) {
-  const auto dtype = spec.training.dtype.value_or(jobfile::TrainingDtype::kFp32);  // the default of a CPU
-  return dtype == jobfile::TrainingDtype::kBf16 ? at::kBFloat16 : at::kFloat;
+at::ScalarType ComputeScalarType(const jobfile::JobSpec& spec) {
+  return planner::ComputeDtype(spec) == jobfile::TrainingDtype::kBf16 ? at::kBFloat16 : at::kFloat;
 }
 
 void CheckIds(const at::Tensor& ids, int64_t vocab_size, int64_t also_allowed, const char* what) {
@@ -44,17 +50,19 @@ class Decoder : public CausalLm {
       : options_(options),
         config_(WithJobWindow(WithJobRope(ReadModelConfig(options.spec.model.path), options.spec), options.spec)),
         plan_(ResolveAdapterPlan(options.spec, AdaptableModelOf(config_))),
+        shape_(planner::StepShapeOf(options.spec, config_, plan_, /*rows=*/0)),
         base_(options.spec.model.init == jobfile::ModelInit::kRandom
                   ? RandomBaseTensors(config_, options.spec.training.seed)
                   : OpenBaseTensors(config_, options.spec.model.path)),
         original_positions_(config_.original_rope, config_.head_dim),
         extended_positions_(config_.rope, config_.head_dim) {
+    if (!options.dropout) shape_.dropout = false;
     if (plan_.has_lora && plan_.trains_head && !config_.family->head_alias.empty()) {
       throw SpecError(fmt::format("method.train_head: the head of {} does not train beside LoRA; method full trains it",
                                   config_.family->architecture));
     }
     WeightOptions weight_options;
-    weight_options.dtype = ComputeDtype(options.spec);
+    weight_options.dtype = ComputeScalarType(options.spec);
     weight_options.adapter_folder = options.spec.method.adapter;
     weight_options.seed = options.spec.training.seed;
     QuantizedBase quantized;
@@ -101,8 +109,8 @@ class Decoder : public CausalLm {
     CheckIds(input_ids, config_.vocab_size, 0, "input_ids");
     CheckDocuments(input_ids, document_ids);
     Refresh();
-    LayerPass pass = TrainingPass(input_ids, document_ids);
-    const at::Tensor hidden = FinalNorm(weights_, Hidden(weights_, pass, input_ids, nullptr), nullptr);
+    const LayerPass pass = TrainingPass(input_ids, document_ids);
+    const at::Tensor hidden = FinalNorm(weights_, Hidden(weights_, pass, input_ids));
     return at::mm(hidden, weights_.head.value.t())
         .to(at::kFloat)
         .view({input_ids.size(0), input_ids.size(1), config_.vocab_size});
@@ -120,9 +128,9 @@ class Decoder : public CausalLm {
     pass.windowed = Windowed(options);
     pass.rotation =
         (options.rope == RopeScaling::kOriginal ? original_positions_ : extended_positions_).Within(documents);
-    const at::Tensor hidden = FinalNorm(weights, Hidden(weights, pass, input_ids, nullptr), nullptr);
-    return TiledTokenLoss(hidden, weights.head.value, ShiftedTargets(labels, options.document_ids),
-                          options_.memory.loss_tile_tokens, {});
+    const at::Tensor hidden = Hidden(weights, pass, input_ids);
+    return TiledTokenLoss(LossInputsOf(weights, hidden, ShiftedTargets(labels, options.document_ids)),
+                          options_.memory.loss_tile_tokens, {}, arena_);
   }
 
   at::Tensor Continue(const std::vector<Continuation>& sequences, const EvaluationOptions& options) override {
@@ -145,10 +153,10 @@ class Decoder : public CausalLm {
       pass.cached = &cached;
       pass.windowed = Windowed(options);
       pass.rotation = RotationOf(sequences, plan, options);
-      const at::Tensor hidden = Hidden(weights, pass, ids, nullptr);
+      const at::Tensor hidden = Hidden(weights, pass, ids);
       for (const CachedRows& part : cached.sequences) part.cache->Advance(part.rows);
       if (ending_rows.empty()) continue;
-      const at::Tensor ending = FinalNorm(weights, hidden.index_select(0, at::tensor(ending_rows)), nullptr);
+      const at::Tensor ending = FinalNorm(weights, hidden.index_select(0, at::tensor(ending_rows)));
       at::Tensor(logits).index_copy_(0, at::tensor(ending_sequences),
                                      at::mm(ending, weights.head.value.t()).to(at::kFloat));
     }
@@ -236,20 +244,50 @@ class Decoder : public CausalLm {
     values_changed_ = false;
   }
 
-  // The last layer's output (N, d).
-  at::Tensor Hidden(const ModelWeights& weights, const LayerPass& pass, const at::Tensor& input_ids,
-                    std::vector<SavedLayer>* saved) {
-    at::Tensor hidden = weights.embedding.value.index_select(0, input_ids.reshape({-1}));
+  planner::StepShape StepShapeOf(int64_t rows) const {
+    planner::StepShape shape = shape_;
+    shape.rows = rows;
+    shape.attention_scratch_bytes = 4 * FlashWorkspaceSize(config_.head_dim, at::get_num_threads());
+    return shape;
+  }
+
+  // ---- forward only ----
+
+  // The residual stream before a layer: two buffers in turns.
+  at::Tensor HiddenSlot(int64_t layer, int64_t rows) {
+    return arena_.Take(layer % 2 == 0 ? Slot::kHiddenEven : Slot::kHiddenOdd, {rows, config_.hidden_size},
+                       weights_.embedding.value.scalar_type());
+  }
+
+  // The last layer's output (N, d), in the arena.
+  at::Tensor Hidden(const ModelWeights& weights, const LayerPass& pass, const at::Tensor& input_ids) {
+    const int64_t rows = input_ids.numel();
+    arena_.Use(planner::LayOut(planner::ForwardBuffers(StepShapeOf(rows), options_.memory)));
+    at::Tensor hidden = HiddenSlot(0, rows);
+    Embed(weights, input_ids, hidden);
     for (size_t layer = 0; layer < weights.layers.size(); ++layer) {
-      hidden = LayerForward(weights.layers[layer], pass, static_cast<int64_t>(layer), hidden,
-                            saved != nullptr ? &(*saved)[layer] : nullptr, &workspace_);
+      const at::Tensor next = HiddenSlot(static_cast<int64_t>(layer) + 1, rows);
+      LayerForward(weights.layers[layer], pass, static_cast<int64_t>(layer), hidden, {}, next, arena_);
+      hidden = next;
     }
     return hidden;
   }
 
-  at::Tensor FinalNorm(const ModelWeights& weights, const at::Tensor& hidden, at::Tensor* statistics) const {
-    return Normalise(weights.final_norm, config_.norm_epsilon, hidden, statistics);
+  at::Tensor FinalNorm(const ModelWeights& weights, const at::Tensor& hidden) const {
+    at::Tensor out = at::empty_like(hidden);
+    Normalise(weights.final_norm, config_.norm_epsilon, hidden, out, {});
+    return out;
   }
+
+  LossInputs LossInputsOf(const ModelWeights& weights, const at::Tensor& hidden, const at::Tensor& targets) const {
+    return {hidden, weights.final_norm, config_.norm_epsilon, weights.head.value, targets};
+  }
+
+  void Embed(const ModelWeights& weights, const at::Tensor& input_ids, at::Tensor hidden) const {
+    at::index_select_out(hidden, weights.embedding.value, 0, input_ids.reshape({-1}));
+  }
+
+  // ---- forward and backward ----
 
   LossSum Run(const Batch& batch, const at::Tensor& targets, const GradientReady& ready) {
     base_weights_.reset();  // its memory is needed here
@@ -257,39 +295,31 @@ class Decoder : public CausalLm {
     LayerPass pass = TrainingPass(batch.input_ids, batch.document_ids);
     pass.dropout = {options_.dropout ? plan_.dropout : 0.0, options_.spec.training.seed, batch.step,
                     batch.first_sequence_index, batch.input_ids.size(1)};
-    std::vector<SavedLayer> saved(weights_.layers.size());
-    at::Tensor hidden = Hidden(weights_, pass, batch.input_ids, &saved);
-
-    LossSum sum;
-    at::Tensor gradient = at::zeros_like(hidden);
-    {
-      at::Tensor statistics;
-      const at::Tensor normed = FinalNorm(weights_, hidden, &statistics);
-      const at::Tensor normed_gradient = at::zeros_like(hidden);
-      sum = TiledTokenLoss(normed, weights_.head.value, targets, options_.memory.loss_tile_tokens,
-                           {normed_gradient, weights_.head.gradient});
-      NormaliseBackward(weights_.final_norm, hidden, statistics, normed_gradient, gradient);
+    const int64_t rows = batch.input_ids.numel();
+    const planner::StepShape shape = StepShapeOf(rows);
+    if (options_.plans_buffers) {
+      arena_.Use(planner::LayOut(planner::TrainingBuffers(shape, options_.memory)));
+    } else {
+      arena_.UseOwnMemory();
     }
-    hidden.reset();
+    const planner::KeptPlan kept_plan = planner::PlanKeptValues(shape, options_.memory);
+    kept_.Begin(kept_plan);
+    TrainingLayers layers(weights_.layers, pass, {kept_plan, kept_, arena_}, rows,
+                          weights_.embedding.value.scalar_type());
+    Embed(weights_, batch.input_ids, layers.Input());
+    const at::Tensor hidden = layers.Forward();
+    const at::Tensor gradient = arena_.Take(Slot::kGradient, hidden.sizes(), hidden.scalar_type());
+    const LossSum sum = TiledTokenLoss(LossInputsOf(weights_, hidden, targets), options_.memory.loss_tile_tokens,
+                                       {gradient, weights_.head.gradient}, arena_);
     Announce(ready, trainables_.head);
     Announce(ready, trainables_.final_norm);
-    Backward(pass, batch.input_ids, std::move(gradient), &saved, ready);
-    return sum;
-  }
-
-  void Backward(const LayerPass& pass, const at::Tensor& input_ids, at::Tensor gradient, std::vector<SavedLayer>* saved,
-                const GradientReady& ready) {
-    for (size_t layer = weights_.layers.size(); layer-- > 0;) {
-      const bool wants_x_gradient = layer > 0 || weights_.embedding.gradient.defined();
-      gradient = LayerBackward(weights_.layers[layer], pass, static_cast<int64_t>(layer), (*saved)[layer],
-                               std::move(gradient), wants_x_gradient, &workspace_);
-      (*saved)[layer] = {};
-      Announce(ready, trainables_.layers[layer]);
-    }
+    layers.Backward(gradient, weights_.embedding.gradient.defined(),
+                    [&](int64_t layer) { Announce(ready, trainables_.layers[static_cast<size_t>(layer)]); });
     if (weights_.embedding.gradient.defined()) {
-      weights_.embedding.gradient.index_add_(0, input_ids.reshape({-1}), gradient.to(at::kFloat));
+      AddRows(batch.input_ids.reshape({-1}), gradient, weights_.embedding.gradient);
     }
     Announce(ready, trainables_.embedding);
+    return sum;
   }
 
   static void Announce(const GradientReady& ready, const TrainableRange& range) {
@@ -300,13 +330,15 @@ class Decoder : public CausalLm {
   ModelOptions options_;
   ModelConfig config_;
   AdapterPlan plan_;
+  planner::StepShape shape_;  // of a pass over no rows yet
   std::unique_ptr<BaseTensors> base_;
   ModelWeights weights_;
   TrainableList trainables_;
   std::optional<ModelWeights> base_weights_;    // for evaluation without what was trained; dropped by training
   std::optional<ModelWeights> over_originals_;  // views, made for each call
   RotaryPositions original_positions_, extended_positions_;
-  Workspace workspace_;
+  Arena arena_;
+  KeptValues kept_{CopyStream::OnThread()};
   bool values_changed_ = false;
 };
 

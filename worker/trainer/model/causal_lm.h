@@ -59,6 +59,7 @@ struct ModelOptions {
   bool dropout = true;          // off in the probe
   bool trains = true;           // false: nothing is trained, so no gradient has memory and trainables() is empty
   MemoryPolicy memory;          // what layers keep, and the sizes of tiles; changes nothing beyond rounding
+  bool plans_buffers = true;    // false: every buffer has memory of its own, which the tests compare with
   std::string quantized_cache;  // folder where qlora and qlonglora keep the 4-bit base; empty: it is made in memory
 };
 

@@ -1,6 +1,9 @@
 #include "worker/trainer/model/decoder_layer.h"
 
+#include <ATen/Parallel.h>
+
 #include <algorithm>
+#include <array>
 
 #include "worker/trainer/model/mlp_activation.h"
 
@@ -38,245 +41,300 @@ at::Tensor AttentionRows(const LayerShape& shape, const at::Tensor& rows) {
   return rows.view({rows.size(0), shape.query_heads, shape.head_dim});
 }
 
-// After RoPE; with head norms, which their backward pass needs the input of, as projected.
-at::Tensor ProjectQueryKeyValue(const LayerWeights& weights, const FusedLinear::Pass& linear_pass,
-                                const LayerPass& pass, const at::Tensor& normed) {
-  const FusedLinear& linear = weights.query_key_value;
-  at::Tensor out = at::empty({normed.size(0), linear.outputs()}, normed.options());
-  linear.Forward(linear_pass, normed, 0, out);
-  if (!weights.has_head_norms()) Turn(ViewHeads(pass.shape, out), pass.rotation, /*inverse=*/false);
-  return out;
-}
-
-// (N, H) fp32 each; undefined without head norms.
-struct HeadStatistics {
-  at::Tensor query, key;
-};
-
-// What attention reads, from what ProjectQueryKeyValue gave; the statistics where the backward pass wants them.
-HeadViews AttentionHeads(const LayerWeights& weights, const LayerPass& pass, const at::Tensor& query_key_value,
-                         HeadStatistics* statistics) {
-  const HeadViews projected = ViewHeads(pass.shape, query_key_value);
-  if (!weights.has_head_norms()) return projected;
-  const int64_t rows = query_key_value.size(0);
-  const int64_t query_heads = pass.shape.query_heads, key_heads = pass.shape.key_value_heads;
-  HeadViews heads;
-  heads.q_and_k = at::empty({rows, query_heads + key_heads, pass.shape.head_dim}, query_key_value.options());
-  heads.q = heads.q_and_k.narrow(1, 0, query_heads);
-  heads.k = heads.q_and_k.narrow(1, query_heads, key_heads);
-  heads.v = projected.v;
-  HeadStatistics of_heads;
-  if (statistics != nullptr) {
-    of_heads = {at::empty({rows, query_heads}, at::kFloat), at::empty({rows, key_heads}, at::kFloat)};
-    *statistics = of_heads;
-  }
-  HeadRmsNorm(projected.q, weights.query_norm.value, pass.shape.norm_epsilon, heads.q, of_heads.query);
-  HeadRmsNorm(projected.k, weights.key_norm.value, pass.shape.norm_epsilon, heads.k, of_heads.key);
-  Turn(heads, pass.rotation, /*inverse=*/false);
-  return heads;
-}
-
-// Turns the gradients of q and k as attention reads them into those of q and k as projected, in place.
-void UndoRotationAndHeadNorms(const LayerWeights& weights, const LayerPass& pass, const at::Tensor& query_key_value,
-                              const HeadStatistics& statistics, const HeadViews& gradients) {
-  Turn(gradients, pass.rotation, /*inverse=*/true);
-  if (!weights.has_head_norms()) return;
-  const HeadViews projected = ViewHeads(pass.shape, query_key_value);
-  HeadRmsNormBackward(projected.q, weights.query_norm.value, statistics.query, gradients.q,
-                      weights.query_norm.gradient);
-  HeadRmsNormBackward(projected.k, weights.key_norm.value, statistics.key, gradients.k, weights.key_norm.gradient);
-}
-
-struct AttentionResult {
-  at::Tensor out;
-  std::vector<at::Tensor> logsumexp;
-};
-
-AttentionResult Attend(const LayerWeights& weights, const LayerPass& pass, int64_t layer, const HeadViews& heads) {
-  AttentionResult result;
-  result.out = at::empty({heads.q.size(0), pass.shape.query_heads * pass.shape.head_dim}, heads.q.options());
-  const at::Tensor out = AttentionRows(pass.shape, result.out);
-  const int64_t window = pass.windowed ? weights.window : 0;
-  if (pass.cached != nullptr) {
-    AttendCached(*pass.cached, {layer, window}, heads.q, heads.k, heads.v, out);
-  } else if (window > 0) {
-    SlidingWindowAttention(pass.attention_shape, window, heads.q, heads.k, heads.v, out);
-  } else {
-    result.logsumexp = AttentionForward(pass.attention, heads.q, heads.k, heads.v, out);
-  }
-  return result;
-}
-
-at::Tensor AddOutputProjection(const FusedLinear& linear, const FusedLinear::Pass& linear_pass, const at::Tensor& x,
-                               const at::Tensor& attention_out) {
-  at::Tensor residual = at::empty_like(x);
-  linear.Forward(linear_pass, attention_out, 0, residual);
-  return residual.add_(x);
-}
-
-// The MLP's two linears, ready for one pass.
-struct MlpPasses {
-  FusedLinear::Pass in, out;
-};
-
-MlpPasses BeginMlp(const LayerWeights& weights, const LayerPass& pass, int64_t layer, Workspace* workspace) {
-  return {weights.mlp_in.Begin(pass.adapted, &pass.dropout, layer, &workspace->folded_mlp_in, pass.folds),
-          weights.mlp_out.Begin(pass.adapted, &pass.dropout, layer, &workspace->folded_mlp_out, pass.folds)};
-}
-
-// Rows of a tile, from row `begin` of the batch on.
-struct MlpTile {
-  int64_t begin = 0;
-  at::Tensor input;  // what the MLP's norm reads: r, or x of a parallel residual
-  at::Tensor inner;  // (n, 2F) or (n, F)
-};
-
-// y = residual + MLP(norm(input)). Fills tile.inner.
-void MlpForwardTile(const LayerWeights& weights, const LayerPass& pass, const MlpPasses& mlp, const MlpTile& tile,
-                    const at::Tensor& residual, const at::Tensor& y) {
-  const at::Tensor normed = Normalise(weights.post_attention_norm, pass.shape.norm_epsilon, tile.input, nullptr);
-  weights.mlp_in.Forward(mlp.in, normed, tile.begin, tile.inner);
-  const at::Tensor product = at::empty({normed.size(0), pass.shape.intermediate_size}, normed.options());
-  MlpActivation(pass.shape.activation, tile.inner).Forward(product);
-  weights.mlp_out.Forward(mlp.out, product, tile.begin, y);
-  y.add_(residual);
-}
-
-// Adds to `gradient`, which is dy, what the MLP's input gets. tile.inner holds the kept values, or is filled again when
-// `recompute`.
-void MlpBackwardTile(const LayerWeights& weights, const LayerPass& pass, const MlpPasses& mlp, const MlpTile& tile,
-                     bool recompute, const at::Tensor& gradient) {
-  at::Tensor statistics;
-  const at::Tensor normed = Normalise(weights.post_attention_norm, pass.shape.norm_epsilon, tile.input, &statistics);
-  if (recompute) weights.mlp_in.Forward(mlp.in, normed, tile.begin, tile.inner);
-  const MlpActivation activation(pass.shape.activation, tile.inner);
-  const std::vector<int64_t> product_shape = {normed.size(0), pass.shape.intermediate_size};
-  at::Tensor product;  // only the gradients of mlp_out read it
-  if (weights.mlp_out.Trains()) {
-    product = at::empty(product_shape, normed.options());
-    activation.Forward(product);
-  }
-  const at::Tensor product_gradient = at::empty(product_shape, normed.options());
-  weights.mlp_out.Backward(mlp.out, product, gradient, tile.begin, product_gradient);
-  const at::Tensor inner_gradient = at::empty(tile.inner.sizes(), normed.options());
-  activation.Backward(product_gradient, inner_gradient);
-  const at::Tensor normed_gradient = at::empty_like(normed);
-  weights.mlp_in.Backward(mlp.in, normed, inner_gradient, tile.begin, normed_gradient);
-  NormaliseBackward(weights.post_attention_norm, tile.input, statistics, normed_gradient, gradient);
-}
-
 template <typename Tile>
 void ForTiles(int64_t rows, int64_t tile_rows, Tile tile) {
   for (int64_t begin = 0; begin < rows; begin += tile_rows) tile(begin, std::min(tile_rows, rows - begin));
 }
 
-at::Tensor TileOfInner(const LayerPass& pass, const at::Tensor& kept, const at::Tensor& input, int64_t begin,
-                       int64_t rows) {
-  if (kept.defined()) return kept.narrow(0, begin, rows);
-  return at::empty({rows, pass.shape.mlp_in_size()}, input.options());
+// Everything of one layer in one pass over a batch: the weights, what the pass says, and the buffers.
+class Layer {
+ public:
+  Layer(const LayerWeights& weights, const LayerPass& pass, int64_t layer, const at::Tensor& x, const KeptLayer& kept,
+        Arena& arena)
+      : weights_(weights), pass_(pass), shape_(pass.shape), layer_(layer), x_(x), kept_(kept), arena_(arena) {}
+
+  void Forward(const at::Tensor& y);
+  void Backward(const at::Tensor& gradient, bool wants_x_gradient);
+
+ private:
+  struct Attention {
+    at::Tensor out;                     // (N, Hq·D)
+    std::vector<at::Tensor> logsumexp;  // of each call
+  };
+  // The linear layers behind attention, ready for one pass.
+  struct TailPasses {
+    FusedLinear::Pass output, mlp_in, mlp_out;
+  };
+  // Rows of a tile, from row `begin` of the batch on.
+  struct Tile {
+    int64_t begin, rows;
+    at::Tensor Of(const at::Tensor& all) const { return all.narrow(0, begin, rows); }
+  };
+
+  int64_t rows() const { return x_.size(0); }
+  FlashSetting KernelSetting(const at::Tensor& q) const {
+    FlashSetting setting;
+    if (!FlashTakes(q, setting)) return setting;
+    setting.workspace =
+        arena_.Take(Slot::kAttentionScratch, {FlashWorkspaceSize(shape_.head_dim, at::get_num_threads())}, at::kFloat);
+    return setting;
+  }
+  at::Tensor Take(Slot slot, at::IntArrayRef sizes) const { return arena_.Take(slot, sizes, x_.scalar_type()); }
+  at::Tensor KeptOr(const at::Tensor& kept, Slot slot, int64_t columns) const {
+    return kept.defined() ? kept : Take(slot, {rows(), columns});
+  }
+  FusedLinear::Pass Begin(const FusedLinear& linear, Slot weight_slot) const {
+    return linear.Begin({pass_.adapted, &pass_.dropout, layer_, weight_slot, pass_.folds}, arena_);
+  }
+  TailPasses BeginTail() const {
+    return {Begin(weights_.output, Slot::kScratchOutput), Begin(weights_.mlp_in, Slot::kScratchMlpIn),
+            Begin(weights_.mlp_out, Slot::kScratchMlpOut)};
+  }
+  at::Tensor Normed(const NormWeight& norm, const at::Tensor& x, const at::Tensor& statistics) const {
+    const at::Tensor out = Take(Slot::kNormed, x.sizes());
+    Normalise(norm, shape_.norm_epsilon, x, out, statistics);
+    return out;
+  }
+
+  void ProjectQueryKeyValue(const at::Tensor& query_key_value) const;
+  HeadViews AttentionHeads(const at::Tensor& query_key_value) const;
+  void UndoRotationAndHeadNorms(const at::Tensor& query_key_value, const HeadViews& gradients) const;
+  Attention AttentionBuffers() const;
+  void Attend(const HeadViews& heads, const Attention& attention) const;
+
+  at::Tensor Residual(const Tile& tile, const TailPasses& passes, const at::Tensor& attention_out) const;
+  at::Tensor InnerOf(const Tile& tile) const {
+    return kept_.mlp_inner.defined() ? tile.Of(kept_.mlp_inner)
+                                     : Take(Slot::kMlpInner, {tile.rows, shape_.mlp_in_size()});
+  }
+  bool KeepsAnyOfMlp() const { return kept_.residual.defined() || kept_.mlp_inner.defined(); }
+  void ForwardTail(const Tile& tile, const TailPasses& passes, const at::Tensor& attention_out,
+                   const at::Tensor& y) const;
+  void MlpBackward(const Tile& tile, const TailPasses& passes, const at::Tensor& input,
+                   const at::Tensor& gradient) const;
+  void BackwardTail(const Tile& tile, const TailPasses& passes, const at::Tensor& attention_out,
+                    const at::Tensor& gradient, const at::Tensor& attention_gradient) const;
+  void ProjectionBackward(const at::Tensor& fused_gradient, const at::Tensor& gradient, bool wants_x_gradient) const;
+
+  const LayerWeights& weights_;
+  const LayerPass& pass_;
+  const LayerShape& shape_;
+  const int64_t layer_;
+  const at::Tensor& x_;
+  const KeptLayer& kept_;
+  Arena& arena_;
+};
+
+// ---- attention ----
+
+// After RoPE; with head norms, which their backward pass needs the input of, as projected.
+void Layer::ProjectQueryKeyValue(const at::Tensor& query_key_value) const {
+  const FusedLinear& linear = weights_.query_key_value;
+  const FusedLinear::Pass pass = Begin(linear, Slot::kScratchQueryKeyValue);
+  ForTiles(rows(), pass_.memory.tile_tokens, [&](int64_t begin, int64_t count) {
+    const Tile tile{begin, count};
+    linear.Forward(pass, Normed(weights_.input_norm, tile.Of(x_), {}), begin, tile.Of(query_key_value));
+  });
+  if (!weights_.has_head_norms()) Turn(ViewHeads(shape_, query_key_value), pass_.rotation, /*inverse=*/false);
 }
 
-// y = residual + MLP(norm(input)). Fills kept_inner where it is defined.
-at::Tensor MlpForward(const LayerWeights& weights, const LayerPass& pass, int64_t layer, const at::Tensor& input,
-                      const at::Tensor& residual, const at::Tensor& kept_inner, Workspace* workspace) {
-  const at::Tensor y = at::empty_like(residual);
-  const MlpPasses mlp = BeginMlp(weights, pass, layer, workspace);
-  ForTiles(input.size(0), pass.memory.tile_tokens, [&](int64_t begin, int64_t rows) {
-    const MlpTile tile{begin, input.narrow(0, begin, rows), TileOfInner(pass, kept_inner, input, begin, rows)};
-    MlpForwardTile(weights, pass, mlp, tile, residual.narrow(0, begin, rows), y.narrow(0, begin, rows));
-  });
-  return y;
+// (N, H) fp32 each.
+struct HeadStatistics {
+  at::Tensor query, key;
+};
+
+HeadStatistics HeadStatisticsOf(const LayerShape& shape, int64_t rows, Arena& arena) {
+  const int64_t heads = shape.query_heads + shape.key_value_heads;
+  const at::Tensor all = arena.Take(Slot::kHeadStatistics, {rows * heads}, at::kFloat);
+  return {all.narrow(0, 0, rows * shape.query_heads).view({rows, shape.query_heads}),
+          all.narrow(0, rows * shape.query_heads, rows * shape.key_value_heads).view({rows, shape.key_value_heads})};
 }
 
-// Adds to `gradient`, which is dy, what the MLP's input gets.
-void MlpBackward(const LayerWeights& weights, const LayerPass& pass, int64_t layer, const at::Tensor& input,
-                 const at::Tensor& kept_inner, const at::Tensor& gradient, Workspace* workspace) {
-  const MlpPasses mlp = BeginMlp(weights, pass, layer, workspace);
-  ForTiles(input.size(0), pass.memory.tile_tokens, [&](int64_t begin, int64_t rows) {
-    const MlpTile tile{begin, input.narrow(0, begin, rows), TileOfInner(pass, kept_inner, input, begin, rows)};
-    MlpBackwardTile(weights, pass, mlp, tile, !kept_inner.defined(), gradient.narrow(0, begin, rows));
+// What attention reads, from what ProjectQueryKeyValue gave.
+HeadViews Layer::AttentionHeads(const at::Tensor& query_key_value) const {
+  const HeadViews projected = ViewHeads(shape_, query_key_value);
+  if (!weights_.has_head_norms()) return projected;
+  HeadViews heads;
+  heads.q_and_k = Take(Slot::kTurnedHeads, {rows(), shape_.query_heads + shape_.key_value_heads, shape_.head_dim});
+  heads.q = heads.q_and_k.narrow(1, 0, shape_.query_heads);
+  heads.k = heads.q_and_k.narrow(1, shape_.query_heads, shape_.key_value_heads);
+  heads.v = projected.v;
+  const HeadStatistics statistics = HeadStatisticsOf(shape_, rows(), arena_);
+  HeadRmsNorm(projected.q, weights_.query_norm.value, shape_.norm_epsilon, heads.q, statistics.query);
+  HeadRmsNorm(projected.k, weights_.key_norm.value, shape_.norm_epsilon, heads.k, statistics.key);
+  Turn(heads, pass_.rotation, /*inverse=*/false);
+  return heads;
+}
+
+// Turns the gradients of q and k as attention reads them into those of q and k as projected, in place.
+void Layer::UndoRotationAndHeadNorms(const at::Tensor& query_key_value, const HeadViews& gradients) const {
+  Turn(gradients, pass_.rotation, /*inverse=*/true);
+  if (!weights_.has_head_norms()) return;
+  const HeadViews projected = ViewHeads(shape_, query_key_value);
+  const HeadStatistics statistics = HeadStatisticsOf(shape_, rows(), arena_);
+  HeadRmsNormBackward(projected.q, weights_.query_norm.value, statistics.query, gradients.q,
+                      WeightGradientOf(weights_.query_norm, arena_));
+  HeadRmsNormBackward(projected.k, weights_.key_norm.value, statistics.key, gradients.k,
+                      WeightGradientOf(weights_.key_norm, arena_));
+}
+
+Layer::Attention Layer::AttentionBuffers() const {
+  Attention attention;
+  attention.out = KeptOr(kept_.attention_out, Slot::kAttentionOutput, shape_.query_heads * shape_.head_dim);
+  if (pass_.attention.empty()) return attention;  // a pass over a cache
+  const at::Tensor all = kept_.logsumexp.defined()
+                             ? kept_.logsumexp
+                             : arena_.Take(Slot::kLogSumExp, {rows() * shape_.query_heads}, at::kFloat);
+  attention.logsumexp = SplitLogsumexp(pass_.attention, all);
+  return attention;
+}
+
+void Layer::Attend(const HeadViews& heads, const Attention& attention) const {
+  const at::Tensor out = AttentionRows(shape_, attention.out);
+  const int64_t window = pass_.windowed ? weights_.window : 0;
+  if (pass_.cached != nullptr) {
+    AttendCached(*pass_.cached, {layer_, window}, heads.q, heads.k, heads.v, out);
+  } else if (window > 0) {
+    SlidingWindowAttention(pass_.attention_shape, window, heads.q, heads.k, heads.v, out);
+  } else {
+    AttentionForward(pass_.attention, heads.q, heads.k, heads.v, out, attention.logsumexp, KernelSetting(heads.q));
+  }
+}
+
+// ---- behind attention, tile by tile ----
+
+// r = x + o·Woᵀ
+at::Tensor Layer::Residual(const Tile& tile, const TailPasses& passes, const at::Tensor& attention_out) const {
+  at::Tensor residual =
+      kept_.residual.defined() ? tile.Of(kept_.residual) : Take(Slot::kResidual, {tile.rows, shape_.hidden_size});
+  weights_.output.Forward(passes.output, tile.Of(attention_out), tile.begin, residual);
+  return residual.add_(tile.Of(x_));
+}
+
+void Layer::ForwardTail(const Tile& tile, const TailPasses& passes, const at::Tensor& attention_out,
+                        const at::Tensor& y) const {
+  const at::Tensor residual = Residual(tile, passes, attention_out);
+  if (!y.defined() && !kept_.mlp_inner.defined()) return;
+  const at::Tensor input = shape_.parallel_residual ? tile.Of(x_) : residual;
+  const at::Tensor inner = InnerOf(tile);
+  weights_.mlp_in.Forward(passes.mlp_in, Normed(weights_.post_attention_norm, input, {}), tile.begin, inner);
+  if (!y.defined()) return;
+  const at::Tensor product = Take(Slot::kMlpProduct, {tile.rows, shape_.intermediate_size});
+  MlpActivation(shape_.activation, inner, arena_).Forward(product);
+  at::Tensor out = tile.Of(y);
+  weights_.mlp_out.Forward(passes.mlp_out, product, tile.begin, out);
+  out.add_(residual);
+}
+
+// Adds to `gradient`, which is dy of the tile, what the MLP's input gets.
+void Layer::MlpBackward(const Tile& tile, const TailPasses& passes, const at::Tensor& input,
+                        const at::Tensor& gradient) const {
+  const at::Tensor statistics = StatisticsOf(tile.rows, arena_);
+  const at::Tensor normed = Normed(weights_.post_attention_norm, input, statistics);
+  const at::Tensor inner = InnerOf(tile);
+  if (!kept_.mlp_inner.defined()) weights_.mlp_in.Forward(passes.mlp_in, normed, tile.begin, inner);
+  const MlpActivation activation(shape_.activation, inner, arena_);
+  const std::array<int64_t, 2> product_shape = {tile.rows, shape_.intermediate_size};
+  at::Tensor product;  // only the gradients of mlp_out read it
+  if (weights_.mlp_out.Trains()) {
+    product = Take(Slot::kMlpProduct, product_shape);
+    activation.Forward(product);
+  }
+  const at::Tensor product_gradient = Take(Slot::kMlpProductGradient, product_shape);
+  weights_.mlp_out.Backward(passes.mlp_out, product, gradient, tile.begin, product_gradient);
+  const at::Tensor inner_gradient = Take(Slot::kMlpInnerGradient, inner.sizes());
+  activation.Backward(product_gradient, inner_gradient);
+  const at::Tensor normed_gradient = Take(Slot::kNormedGradient, normed.sizes());
+  weights_.mlp_in.Backward(passes.mlp_in, normed, inner_gradient, tile.begin, normed_gradient);
+  NormaliseBackward(weights_.post_attention_norm, input, statistics, normed_gradient, gradient, arena_);
+}
+
+// gradient: dy of all rows, which becomes dr of this tile's; of a parallel residual what x gets so far.
+void Layer::BackwardTail(const Tile& tile, const TailPasses& passes, const at::Tensor& attention_out,
+                         const at::Tensor& gradient, const at::Tensor& attention_gradient) const {
+  const at::Tensor tile_gradient = tile.Of(gradient);
+  const auto output_backward = [&] {
+    weights_.output.Backward(passes.output, tile.Of(attention_out), tile_gradient, tile.begin,
+                             tile.Of(attention_gradient));
+  };
+  if (shape_.parallel_residual) {
+    output_backward();
+    MlpBackward(tile, passes, tile.Of(x_), tile_gradient);
+    return;
+  }
+  MlpBackward(tile, passes, kept_.residual.defined() ? tile.Of(kept_.residual) : Residual(tile, passes, attention_out),
+              tile_gradient);
+  output_backward();
+}
+
+void Layer::ProjectionBackward(const at::Tensor& fused_gradient, const at::Tensor& gradient,
+                               bool wants_x_gradient) const {
+  const bool wants_normed_gradient = wants_x_gradient || weights_.input_norm.gradient.defined();
+  const FusedLinear& linear = weights_.query_key_value;
+  const FusedLinear::Pass pass = Begin(linear, Slot::kScratchQueryKeyValue);
+  ForTiles(rows(), pass_.memory.tile_tokens, [&](int64_t begin, int64_t count) {
+    const Tile tile{begin, count};
+    const at::Tensor statistics = StatisticsOf(count, arena_);
+    const at::Tensor normed = Normed(weights_.input_norm, tile.Of(x_), statistics);
+    at::Tensor normed_gradient;
+    if (wants_normed_gradient) normed_gradient = Take(Slot::kNormedGradient, normed.sizes());
+    linear.Backward(pass, normed, tile.Of(fused_gradient), begin, normed_gradient);
+    if (wants_normed_gradient) {
+      NormaliseBackward(weights_.input_norm, tile.Of(x_), statistics, normed_gradient, tile.Of(gradient), arena_);
+    }
   });
+}
+
+// ---- both ways ----
+
+void Layer::Forward(const at::Tensor& y) {
+  const Attention attention = AttentionBuffers();
+  {
+    const at::Tensor query_key_value =
+        KeptOr(kept_.query_key_value, Slot::kQueryKeyValue, weights_.query_key_value.outputs());
+    ProjectQueryKeyValue(query_key_value);
+    Attend(AttentionHeads(query_key_value), attention);
+  }
+  if (!y.defined() && !KeepsAnyOfMlp()) return;
+  const TailPasses passes = BeginTail();
+  ForTiles(rows(), pass_.memory.tile_tokens,
+           [&](int64_t begin, int64_t count) { ForwardTail({begin, count}, passes, attention.out, y); });
+}
+
+void Layer::Backward(const at::Tensor& gradient, bool wants_x_gradient) {
+  const at::Tensor query_key_value =
+      KeptOr(kept_.query_key_value, Slot::kQueryKeyValue, weights_.query_key_value.outputs());
+  if (!kept_.query_key_value.defined()) ProjectQueryKeyValue(query_key_value);
+  const HeadViews heads = AttentionHeads(query_key_value);
+  const Attention attention = AttentionBuffers();
+  if (!kept_.attention_out.defined()) Attend(heads, attention);
+
+  const at::Tensor attention_gradient = Take(Slot::kAttentionOutputGradient, attention.out.sizes());
+  {
+    const TailPasses passes = BeginTail();
+    ForTiles(rows(), pass_.memory.tile_tokens, [&](int64_t begin, int64_t count) {
+      BackwardTail({begin, count}, passes, attention.out, gradient, attention_gradient);
+    });
+  }
+  const at::Tensor fused_gradient = Take(Slot::kQueryKeyValueGradient, query_key_value.sizes());
+  const HeadViews gradients = ViewHeads(shape_, fused_gradient);
+  AttentionBackward(pass_.attention, {heads.q, heads.k, heads.v, AttentionRows(shape_, attention.out)},
+                    attention.logsumexp, AttentionRows(shape_, attention_gradient),
+                    {gradients.q, gradients.k, gradients.v}, KernelSetting(heads.q));
+  UndoRotationAndHeadNorms(query_key_value, gradients);
+  ProjectionBackward(fused_gradient, gradient, wants_x_gradient);
 }
 
 }  // namespace
 
-at::Tensor LayerForward(const LayerWeights& weights, const LayerPass& pass, int64_t layer, const at::Tensor& x,
-                        SavedLayer* saved, Workspace* workspace) {
-  TORCH_CHECK(saved == nullptr || !pass.windowed, "windows are for evaluation");
-  const auto keeps = [&](KeepPolicy part) { return saved != nullptr && Keeps(pass.memory.keep, part); };
-  at::Tensor residual;
-  {
-    auto linear_pass =
-        weights.query_key_value.Begin(pass.adapted, &pass.dropout, layer, &workspace->folded_attention, pass.folds);
-    const at::Tensor query_key_value = ProjectQueryKeyValue(
-        weights, linear_pass, pass, Normalise(weights.input_norm, pass.shape.norm_epsilon, x, nullptr));
-    AttentionResult attention = Attend(weights, pass, layer, AttentionHeads(weights, pass, query_key_value, nullptr));
-    linear_pass = weights.output.Begin(pass.adapted, &pass.dropout, layer, &workspace->folded_attention, pass.folds);
-    residual = AddOutputProjection(weights.output, linear_pass, x, attention.out);
-    if (saved != nullptr) saved->x = x;
-    if (keeps(KeepPolicy::kAttentionOutput)) {
-      saved->attention_out = attention.out;
-      saved->logsumexp = std::move(attention.logsumexp);
-    }
-    if (keeps(KeepPolicy::kQueryKeyValue)) saved->query_key_value = query_key_value;
-    if (keeps(KeepPolicy::kResidual) && !pass.shape.parallel_residual) saved->residual = residual;
-  }
-  at::Tensor kept_inner;
-  if (keeps(KeepPolicy::kGateUp)) {
-    kept_inner = saved->mlp_inner = at::empty({x.size(0), pass.shape.mlp_in_size()}, x.options());
-  }
-  return MlpForward(weights, pass, layer, pass.shape.parallel_residual ? x : residual, residual, kept_inner, workspace);
+void LayerForward(const LayerWeights& weights, const LayerPass& pass, int64_t layer, const at::Tensor& x,
+                  const KeptLayer& kept, const at::Tensor& y, Arena& arena) {
+  Layer(weights, pass, layer, x, kept, arena).Forward(y);
 }
 
-at::Tensor LayerBackward(const LayerWeights& weights, const LayerPass& pass, int64_t layer, const SavedLayer& saved,
-                         at::Tensor y_gradient, bool wants_x_gradient, Workspace* workspace) {
-  const LayerShape& shape = pass.shape;
-  at::Tensor norm_statistics;
-  const at::Tensor normed = Normalise(weights.input_norm, shape.norm_epsilon, saved.x, &norm_statistics);
-  at::Tensor query_key_value = saved.query_key_value;
-  if (!query_key_value.defined()) {
-    const auto linear_pass =
-        weights.query_key_value.Begin(pass.adapted, &pass.dropout, layer, &workspace->folded_attention);
-    query_key_value = ProjectQueryKeyValue(weights, linear_pass, pass, normed);
-  }
-  AttentionResult attention{saved.attention_out, saved.logsumexp};
-  HeadStatistics statistics;
-  const HeadViews heads = AttentionHeads(weights, pass, query_key_value, &statistics);
-  if (!attention.out.defined()) attention = Attend(weights, pass, layer, heads);
-
-  const auto output_pass = weights.output.Begin(pass.adapted, &pass.dropout, layer, &workspace->folded_attention);
-  at::Tensor attention_gradient;
-  const auto output_backward = [&] {
-    attention_gradient = at::empty_like(attention.out);
-    weights.output.Backward(output_pass, attention.out, y_gradient, 0, attention_gradient);
-  };
-  if (shape.parallel_residual) {
-    output_backward();
-    MlpBackward(weights, pass, layer, saved.x, saved.mlp_inner, y_gradient, workspace);
-  } else {
-    {
-      at::Tensor residual = saved.residual;
-      if (!residual.defined()) residual = AddOutputProjection(weights.output, output_pass, saved.x, attention.out);
-      MlpBackward(weights, pass, layer, residual, saved.mlp_inner, y_gradient, workspace);  // y_gradient is dr now
-    }
-    output_backward();
-  }
-
-  const at::Tensor fused_gradient = at::empty_like(query_key_value);
-  const HeadViews gradients = ViewHeads(shape, fused_gradient);
-  AttentionBackward(pass.attention, {heads.q, heads.k, heads.v, AttentionRows(shape, attention.out)},
-                    attention.logsumexp, AttentionRows(shape, attention_gradient),
-                    {gradients.q, gradients.k, gradients.v});
-  UndoRotationAndHeadNorms(weights, pass, query_key_value, statistics, gradients);
-
-  const bool wants_normed_gradient = wants_x_gradient || weights.input_norm.gradient.defined();
-  const at::Tensor normed_gradient = wants_normed_gradient ? at::empty_like(normed) : at::Tensor();
-  const auto linear_pass =
-      weights.query_key_value.Begin(pass.adapted, &pass.dropout, layer, &workspace->folded_attention);
-  weights.query_key_value.Backward(linear_pass, normed, fused_gradient, 0, normed_gradient);
-  if (!wants_normed_gradient) return {};
-  NormaliseBackward(weights.input_norm, saved.x, norm_statistics, normed_gradient, y_gradient);
-  return y_gradient;
+void LayerBackward(const LayerWeights& weights, const LayerPass& pass, int64_t layer, const at::Tensor& x,
+                   const KeptLayer& kept, const at::Tensor& gradient, bool wants_x_gradient, Arena& arena) {
+  Layer(weights, pass, layer, x, kept, arena).Backward(gradient, wants_x_gradient);
 }
 
 }  // namespace longspan::trainer

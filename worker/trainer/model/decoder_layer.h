@@ -11,10 +11,11 @@
 //   no gate             y = r + act(h)·Wdᵀ with h = n2·Whᵀ
 //   parallel residual   n2 = norm(x): attention and MLP read the same input, and y = r + MLP(n2) all the same
 //
-// What is saved is a KeepPolicy; the backward pass computes the rest again. The MLP runs in tiles of tokens, so that g
-// and u never exist whole (unless they are kept). Gradients of what trains are fp32 and added to.
+// What is kept is a KeepPolicy; the backward pass computes the rest again. Everything but attention itself runs in
+// tiles of tokens, so that n1, n2, r, g and u never exist whole (unless they are kept). Gradients of what trains are
+// fp32 and added to.
 //
-// Not thread-safe: layers share the buffers of a Workspace. Legend: N = B·T rows, d hidden size, F intermediate size.
+// Not thread-safe: layers share the buffers of an Arena. Legend: N = B·T rows, d hidden size, F intermediate size.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -28,6 +29,7 @@
 #include "worker/trainer/attention/attention.h"
 #include "worker/trainer/attention/cached_attention.h"
 #include "worker/trainer/attention/sliding_window.h"
+#include "worker/trainer/memory/arena.h"
 #include "worker/trainer/model/norm.h"
 #include "worker/trainer/model/row_kernels.h"
 
@@ -90,28 +92,22 @@ struct LayerPass {
   const CachedAttention* cached = nullptr;
 };
 
-// Undefined tensors were not kept.
-struct SavedLayer {
-  at::Tensor x;                       // (N, d)
-  at::Tensor attention_out;           // (N, Hq·D)
-  std::vector<at::Tensor> logsumexp;  // of each attention call
-  at::Tensor query_key_value;         // (N, (Hq + 2·Hkv)·D), after RoPE; with head norms: before them
-  at::Tensor residual;                // (N, d), r; never of a parallel residual, whose backward pass does not read it
-  at::Tensor mlp_inner;               // (N, 2F) gate and up, or (N, F)
+// Where the values that are kept go, and where they are read again. Undefined: not kept.
+struct KeptLayer {
+  at::Tensor attention_out;    // (N, Hq·D)
+  at::Tensor logsumexp;        // (N·Hq) fp32, call by call of the plan
+  at::Tensor query_key_value;  // (N, (Hq + 2·Hkv)·D), after RoPE; with head norms: before them
+  at::Tensor residual;         // (N, d), r; never of a parallel residual, whose backward pass does not read it
+  at::Tensor mlp_inner;        // (N, 2F) gate and up, or (N, F)
 };
 
-// Buffers that layers use one after the other.
-struct Workspace {
-  at::Tensor folded_attention, folded_mlp_in, folded_mlp_out;
-};
+// Writes y (N, d), which is not x, and fills what `kept` has. y undefined: only what is kept is computed.
+void LayerForward(const LayerWeights& weights, const LayerPass& pass, int64_t layer, const at::Tensor& x,
+                  const KeptLayer& kept, const at::Tensor& y, Arena& arena);
 
-// y (N, d). `saved` null: nothing is kept.
-at::Tensor LayerForward(const LayerWeights& weights, const LayerPass& pass, int64_t layer, const at::Tensor& x,
-                        SavedLayer* saved, Workspace* workspace);
-
-// Adds the gradients of what trains and returns dx (N, d); undefined when `wants_x_gradient` is false and nothing
-// before this layer trains. Takes `y_gradient` over: its memory becomes dx.
-at::Tensor LayerBackward(const LayerWeights& weights, const LayerPass& pass, int64_t layer, const SavedLayer& saved,
-                         at::Tensor y_gradient, bool wants_x_gradient, Workspace* workspace);
+// Adds the gradients of what trains, and turns `gradient` (N, d) from dy into dx. Where `wants_x_gradient` is false and
+// nothing before this layer trains it is left unfinished.
+void LayerBackward(const LayerWeights& weights, const LayerPass& pass, int64_t layer, const at::Tensor& x,
+                   const KeptLayer& kept, const at::Tensor& gradient, bool wants_x_gradient, Arena& arena);
 
 }  // namespace longspan::trainer

@@ -101,7 +101,7 @@ void LayerNormBackward(const at::Tensor& x, const at::Tensor& weight, const at::
                        const at::Tensor& out_gradient, const LayerNormGradients& gradients) {
   const int64_t size = x.size(1);
   const bool trains = gradients.weight.defined();
-  GradientSums sums(trains, 2 * size);
+  GradientSums sums(trains, 2 * size, gradients.scratch);
   const float* kept = statistics.data_ptr<float>();
   ForDtype(x.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
@@ -116,9 +116,8 @@ void LayerNormBackward(const at::Tensor& x, const at::Tensor& weight, const at::
     });
   });
   if (!trains) return;
-  const at::Tensor total = sums.Total();
-  gradients.weight.add_(total.narrow(0, 0, size));
-  gradients.bias.add_(total.narrow(0, size, size));
+  sums.AddTo(gradients.weight, 0);
+  sums.AddTo(gradients.bias, size);
 }
 
 }  // namespace longspan::trainer

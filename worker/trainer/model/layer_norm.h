@@ -21,6 +21,7 @@ void LayerNorm(const at::Tensor& x, const LayerNormWeights& weights, const at::T
 struct LayerNormGradients {
   at::Tensor x;             // (N, d), added to
   at::Tensor weight, bias;  // (d) fp32, added to; undefined when frozen, both or neither
+  at::Tensor scratch{};     // (planner::kColumnSumParts, 2d) fp32 for their sums; undefined: memory of its own
 };
 void LayerNormBackward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& statistics,
                        const at::Tensor& out_gradient, const LayerNormGradients& gradients);

@@ -9,8 +9,15 @@ const char* Approximation(Activation kind) { return kind == Activation::kGeluTan
 
 }  // namespace
 
-MlpActivation::MlpActivation(Activation kind, const at::Tensor& inner) : kind_(kind), inner_(inner) {
-  if (kind == Activation::kGatedSilu) sigmoid_ = at::sigmoid(inner.narrow(1, 0, inner.size(1) / 2).to(at::kFloat));
+MlpActivation::MlpActivation(Activation kind, const at::Tensor& inner, Arena& arena) : kind_(kind), inner_(inner) {
+  if (kind != Activation::kGatedSilu) return;
+  const at::Tensor gate = inner.narrow(1, 0, inner.size(1) / 2);
+  sigmoid_ = arena.Take(Slot::kMlpSigmoid, gate.sizes(), at::kFloat);
+  if (gate.scalar_type() == at::kFloat) {
+    at::sigmoid_out(sigmoid_, gate);
+  } else {
+    sigmoid_.copy_(gate).sigmoid_();
+  }
 }
 
 void MlpActivation::Forward(const at::Tensor& out) const {

@@ -11,12 +11,13 @@
 #include <ATen/ATen.h>
 
 #include "worker/model_config/model_family.h"
+#include "worker/trainer/memory/arena.h"
 
 namespace longspan::trainer {
 
 class MlpActivation {
  public:
-  MlpActivation(Activation kind, const at::Tensor& inner);
+  MlpActivation(Activation kind, const at::Tensor& inner, Arena& arena);
 
   void Forward(const at::Tensor& out) const;                                              // out (n, F) is overwritten
   void Backward(const at::Tensor& out_gradient, const at::Tensor& inner_gradient) const;  // shaped as inner, likewise

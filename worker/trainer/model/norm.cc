@@ -1,32 +1,40 @@
 #include "worker/trainer/model/norm.h"
 
 #include "worker/trainer/model/layer_norm.h"
-#include "worker/trainer/model/row_kernels.h"
 
 namespace longspan::trainer {
+namespace {
 
-at::Tensor Normalise(const NormWeight& norm, double epsilon, const at::Tensor& x, at::Tensor* statistics) {
-  at::Tensor out = at::empty_like(x);
-  const bool layer_norm = norm.kind == NormKind::kLayer;
-  at::Tensor kept;
-  if (statistics != nullptr) {
-    kept = layer_norm ? at::empty({x.size(0), 2}, at::kFloat) : at::empty({x.size(0)}, at::kFloat);
-    *statistics = kept;
-  }
-  if (layer_norm) {
-    LayerNorm(x, {norm.value, norm.bias, epsilon}, out, kept);
+at::Tensor Scratch(bool trains, int64_t columns, Arena& arena) {
+  if (!trains) return {};
+  return arena.Take(Slot::kColumnSums, {planner::kColumnSumParts, columns}, at::kFloat);
+}
+
+}  // namespace
+
+at::Tensor StatisticsOf(int64_t rows, Arena& arena) { return arena.Take(Slot::kNormStatistics, {rows, 2}, at::kFloat); }
+
+void Normalise(const NormWeight& norm, double epsilon, const at::Tensor& x, const at::Tensor& out,
+               const at::Tensor& statistics) {
+  if (norm.kind == NormKind::kLayer) {
+    LayerNorm(x, {norm.value, norm.bias, epsilon}, out, statistics);
   } else {
-    RmsNorm(x, norm.value, epsilon, out, kept);
+    RmsNorm(x, norm.value, epsilon, out, statistics);
   }
-  return out;
+}
+
+NormWeightGradient WeightGradientOf(const NormWeight& norm, Arena& arena) {
+  return {norm.gradient, Scratch(norm.gradient.defined(), norm.value.numel(), arena)};
 }
 
 void NormaliseBackward(const NormWeight& norm, const at::Tensor& x, const at::Tensor& statistics,
-                       const at::Tensor& out_gradient, const at::Tensor& x_gradient) {
+                       const at::Tensor& out_gradient, const at::Tensor& x_gradient, Arena& arena) {
   if (norm.kind == NormKind::kLayer) {
-    LayerNormBackward(x, norm.value, statistics, out_gradient, {x_gradient, norm.gradient, norm.bias_gradient});
+    LayerNormBackward(x, norm.value, statistics, out_gradient,
+                      {x_gradient, norm.gradient, norm.bias_gradient,
+                       Scratch(norm.gradient.defined(), 2 * norm.value.numel(), arena)});
   } else {
-    RmsNormBackward(x, norm.value, statistics, out_gradient, x_gradient, norm.gradient);
+    RmsNormBackward(x, norm.value, statistics, out_gradient, x_gradient, WeightGradientOf(norm, arena));
   }
 }
 

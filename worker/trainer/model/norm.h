@@ -12,6 +12,8 @@
 #include <string>
 
 #include "worker/model_config/model_family.h"
+#include "worker/trainer/memory/arena.h"
+#include "worker/trainer/model/row_kernels.h"
 
 namespace longspan::trainer {
 
@@ -24,11 +26,18 @@ struct NormWeight {
   at::Tensor bias_gradient;  // (d) fp32; undefined when frozen
 };
 
-// norm(x), (N, d). `statistics` null: the backward pass is not wanted.
-at::Tensor Normalise(const NormWeight& norm, double epsilon, const at::Tensor& x, at::Tensor* statistics);
+// Where a norm's statistics of each row go: (N, 2) fp32, of which RMSNorm uses the first N values.
+at::Tensor StatisticsOf(int64_t rows, Arena& arena);
+
+// out = norm(x), (N, d). `statistics` undefined: the backward pass is not wanted.
+void Normalise(const NormWeight& norm, double epsilon, const at::Tensor& x, const at::Tensor& out,
+               const at::Tensor& statistics);
 
 // Adds what the norm's input gets from out_gradient to x_gradient (N, d), and the gradients of what trains.
 void NormaliseBackward(const NormWeight& norm, const at::Tensor& x, const at::Tensor& statistics,
-                       const at::Tensor& out_gradient, const at::Tensor& x_gradient);
+                       const at::Tensor& out_gradient, const at::Tensor& x_gradient, Arena& arena);
+
+// The gradient of an RMSNorm's weight, with its scratch from the arena.
+NormWeightGradient WeightGradientOf(const NormWeight& norm, Arena& arena);
 
 }  // namespace longspan::trainer

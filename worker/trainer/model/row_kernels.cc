@@ -108,9 +108,10 @@ void RmsNorm(const at::Tensor& x, const at::Tensor& weight, double epsilon, cons
 }
 
 void RmsNormBackward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& inverse_rms,
-                     const at::Tensor& out_gradient, const at::Tensor& x_gradient, const at::Tensor& weight_gradient) {
+                     const at::Tensor& out_gradient, const at::Tensor& x_gradient,
+                     const NormWeightGradient& weight_gradient) {
   const int64_t size = x.size(1);
-  GradientSums sums(weight_gradient.defined(), size);
+  GradientSums sums(weight_gradient.gradient.defined(), size, weight_gradient.scratch);
   const float* inverse = inverse_rms.data_ptr<float>();
   ForDtype(x.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
@@ -123,7 +124,7 @@ void RmsNormBackward(const at::Tensor& x, const at::Tensor& weight, const at::Te
       RmsNormBackwardRow(in[row], w, inverse[row], dy[row], size, dx[row]);
     });
   });
-  if (weight_gradient.defined()) weight_gradient.add_(sums.Total());
+  sums.AddTo(weight_gradient.gradient, 0);
 }
 
 void HeadRmsNorm(const at::Tensor& x, const at::Tensor& weight, double epsilon, const at::Tensor& out,
@@ -152,10 +153,10 @@ void HeadRmsNorm(const at::Tensor& x, const at::Tensor& weight, double epsilon, 
 }
 
 void HeadRmsNormBackward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& inverse_rms,
-                         const at::Tensor& gradient, const at::Tensor& weight_gradient) {
+                         const at::Tensor& gradient, const NormWeightGradient& weight_gradient) {
   const int64_t heads = x.size(1);
   const int64_t size = x.size(2);
-  GradientSums sums(weight_gradient.defined(), size);
+  GradientSums sums(weight_gradient.gradient.defined(), size, weight_gradient.scratch);
   const float* inverse = inverse_rms.data_ptr<float>();
   ForDtype(x.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
@@ -172,7 +173,7 @@ void HeadRmsNormBackward(const at::Tensor& x, const at::Tensor& weight, const at
       }
     });
   });
-  if (weight_gradient.defined()) weight_gradient.add_(sums.Total());
+  sums.AddTo(weight_gradient.gradient, 0);
 }
 
 void ApplyRotation(const at::Tensor& rows, const Rotation& rotation, bool inverse) {

@@ -16,19 +16,26 @@ namespace longspan::trainer {
 void RmsNorm(const at::Tensor& x, const at::Tensor& weight, double epsilon, const at::Tensor& out,
              const at::Tensor& inverse_rms);
 
-// x_gradient += what the norm's input gets from out_gradient; weight_gradient (d) fp32 += likewise, when defined.
+// The gradient of a norm's weight (d) fp32, added to; undefined when frozen. Its sums over rows lie in `scratch`
+// (planner::kColumnSumParts, d) fp32; undefined: in memory of their own.
+struct NormWeightGradient {
+  at::Tensor gradient;
+  at::Tensor scratch{};
+};
+
+// x_gradient += what the norm's input gets from out_gradient.
 void RmsNormBackward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& inverse_rms,
-                     const at::Tensor& out_gradient, const at::Tensor& x_gradient, const at::Tensor& weight_gradient);
+                     const at::Tensor& out_gradient, const at::Tensor& x_gradient,
+                     const NormWeightGradient& weight_gradient);
 
 // RmsNorm of each head: x, out (N, H, D), heads and rows of any stride; weight (D); inverse_rms (N, H) fp32, undefined
 // when not wanted.
 void HeadRmsNorm(const at::Tensor& x, const at::Tensor& weight, double epsilon, const at::Tensor& out,
                  const at::Tensor& inverse_rms);
 
-// Turns the gradient of what HeadRmsNorm put out into that of its input, in place; weight_gradient (D) fp32 is added
-// to, when defined.
+// Turns the gradient of what HeadRmsNorm put out into that of its input, in place.
 void HeadRmsNormBackward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& inverse_rms,
-                         const at::Tensor& gradient, const at::Tensor& weight_gradient);
+                         const at::Tensor& gradient, const NormWeightGradient& weight_gradient);
 
 // Turns rows (N, H, D) in place: of the first R <= D values of a head the pair (i, i + R/2) of a row at position p by
 // the angle of (p, i); the others stay. cosine, sine (T, R/2) fp32; row n has position n mod T of its sequence, or

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "worker/planner/step_buffers.h"
 #include "worker/trainer/model/row_parallel.h"
 
 namespace longspan::trainer {
@@ -40,8 +41,15 @@ void ForDtype(at::ScalarType dtype, Body body) {
 // Sums over rows in a fixed number of parts, so that the result does not depend on the number of threads.
 class GradientSums {
  public:
-  // Not wanted: nothing is summed, and the rows are visited with a null sum.
-  GradientSums(bool wanted, int64_t size) : partial_(wanted ? at::zeros({kParts, size}, at::kFloat) : at::Tensor()) {}
+  // Not wanted: nothing is summed, and the rows are visited with a null sum. `scratch` (kParts, size) fp32 is where the
+  // parts lie; undefined: memory of its own.
+  GradientSums(bool wanted, int64_t size, const at::Tensor& scratch = {}) {
+    if (!wanted) return;
+    TORCH_CHECK(!scratch.defined() || (scratch.size(0) == kParts && scratch.size(1) == size), "sums of ", size,
+                " columns in ", scratch.sizes());
+    partial_ = scratch.defined() ? scratch : at::empty({kParts, size}, at::kFloat);
+    partial_.zero_();
+  }
 
   // visit(row, sum) for every row, in parallel over the parts.
   template <typename Visit>
@@ -56,10 +64,20 @@ class GradientSums {
       }
     });
   }
-  at::Tensor Total() const { return partial_.sum(0); }  // (size) fp32; only where wanted
+  // gradient (n) fp32 += the sums of columns [first, first + n), where wanted.
+  void AddTo(const at::Tensor& gradient, int64_t first) const {
+    if (!partial_.defined()) return;
+    float* const to = gradient.data_ptr<float>();
+    const float* const from = partial_.data_ptr<float>() + first;
+    for (int64_t column = 0; column < gradient.numel(); ++column) {
+      float sum = 0;
+      for (int64_t part = 0; part < kParts; ++part) sum += from[part * partial_.size(1) + column];
+      to[column] += sum;
+    }
+  }
 
  private:
-  static constexpr int64_t kParts = 16;
+  static constexpr int64_t kParts = planner::kColumnSumParts;
   at::Tensor partial_;
 };
 

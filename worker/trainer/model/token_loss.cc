@@ -3,23 +3,11 @@
 #include <algorithm>
 #include <cmath>
 
+#include "worker/trainer/memory/counting_allocator.h"
 #include "worker/trainer/model/row_kernels.h"
 
 namespace longspan::trainer {
 namespace {
-
-int64_t TileRows(int64_t requested, int64_t vocab_size) {
-  if (requested > 0) return requested;
-  return std::clamp<int64_t>((int64_t{4} << 20) / vocab_size, 32, 1024);
-}
-
-// Consecutive rows are a view, others a copy.
-at::Tensor SelectRows(const at::Tensor& matrix, const at::Tensor& rows) {
-  const int64_t count = rows.size(0);
-  const int64_t first = rows.data_ptr<int64_t>()[0];
-  if (rows.data_ptr<int64_t>()[count - 1] - first == count - 1) return matrix.narrow(0, first, count);
-  return matrix.index_select(0, rows);
-}
 
 // -log(softmax), in double where the probability is too small for its logarithm to be exact.
 double RowLoss(float probability, const float* logits, int64_t vocab_size, int64_t target) {
@@ -42,6 +30,70 @@ double SumOfLosses(const at::Tensor& probabilities, const at::Tensor& logits, co
   return sum;
 }
 
+// The scored tokens of one tile.
+class LossTile {
+ public:
+  LossTile(const LossInputs& inputs, const at::Tensor& rows, Arena& arena)
+      : inputs_(inputs), rows_(rows), arena_(arena), dtype_(inputs.hidden.scalar_type()) {
+    const int64_t count = rows.size(0), size = inputs.hidden.size(1), vocab_size = inputs.head.size(0);
+    const int64_t* const row = rows.const_data_ptr<int64_t>();
+    first_row_ = row[0];
+    consecutive_ = row[count - 1] - first_row_ == count - 1;
+    if (consecutive_) {
+      hidden_ = inputs.hidden.narrow(0, first_row_, count);
+    } else {
+      hidden_ = arena.Take(Slot::kLossHidden, {count, size}, dtype_);
+      at::index_select_out(hidden_, inputs.hidden, 0, rows);
+    }
+    targets_ = inputs.targets.index_select(0, rows);
+    statistics_ = StatisticsOf(count, arena);
+    normed_ = arena.Take(Slot::kLossNormed, {count, size}, dtype_);
+    Normalise(inputs.final_norm, inputs.norm_epsilon, hidden_, normed_, statistics_);
+    computed_logits_ = arena.Take(Slot::kLogits, {count, vocab_size}, dtype_);
+    at::mm_out(computed_logits_, normed_, inputs.head.t());
+    logits_ = computed_logits_;
+    if (dtype_ != at::kFloat) {
+      logits_ = arena.Take(Slot::kLogitsFloat, {count, vocab_size}, at::kFloat);
+      logits_.copy_(computed_logits_);
+    }
+    probabilities_ = arena.Take(Slot::kProbabilities, {count, vocab_size}, at::kFloat);
+    at::_softmax_out(probabilities_, logits_, 1, /*half_to_float=*/false);
+  }
+
+  double Loss() const { return SumOfLosses(probabilities_, logits_, targets_); }
+
+  void Backward(const LossGradients& gradients) const {
+    SubtractTargets(probabilities_, targets_);
+    at::Tensor logits_gradient = probabilities_;
+    if (dtype_ != at::kFloat) {
+      logits_gradient = computed_logits_;
+      logits_gradient.copy_(probabilities_);
+    }
+    if (gradients.head.defined()) AddProduct(logits_gradient, normed_, gradients.head, arena_);
+    at::Tensor normed_gradient = arena_.Take(Slot::kLossGradient, normed_.sizes(), dtype_);
+    at::mm_out(normed_gradient, logits_gradient, inputs_.head);
+    at::Tensor hidden_gradient;
+    if (consecutive_) {
+      hidden_gradient = gradients.hidden.narrow(0, first_row_, rows_.size(0));
+    } else {
+      hidden_gradient = arena_.Take(Slot::kLossHiddenGradient, normed_.sizes(), dtype_).zero_();
+    }
+    NormaliseBackward(inputs_.final_norm, hidden_, statistics_, normed_gradient, hidden_gradient, arena_);
+    if (!consecutive_) at::Tensor(gradients.hidden).index_copy_(0, rows_, hidden_gradient);
+  }
+
+ private:
+  const LossInputs& inputs_;
+  const at::Tensor rows_;
+  Arena& arena_;
+  const at::ScalarType dtype_;
+  int64_t first_row_ = 0;
+  bool consecutive_ = false;
+  at::Tensor hidden_, targets_, statistics_, normed_;
+  at::Tensor computed_logits_, logits_;  // in the compute dtype, and fp32
+  at::Tensor probabilities_;
+};
+
 }  // namespace
 
 at::Tensor ShiftedTargets(const at::Tensor& labels, const at::Tensor& document_ids) {
@@ -58,24 +110,19 @@ at::Tensor ShiftedTargets(const at::Tensor& labels, const at::Tensor& document_i
   return targets.view({-1});
 }
 
-LossSum TiledTokenLoss(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& targets, int64_t tile_rows,
-                       const LossGradients& gradients) {
-  const at::Tensor scored = at::nonzero(targets.ne(kIgnoredLabel)).view({-1});
+LossSum TiledTokenLoss(const LossInputs& inputs, int64_t tile_rows, const LossGradients& gradients, Arena& arena) {
+  at::Tensor scored;
+  {
+    const ListedAllocation indices;
+    scored = at::nonzero(inputs.targets.ne(kIgnoredLabel)).view({-1});
+  }
+  if (gradients.hidden.defined()) at::Tensor(gradients.hidden).zero_();
   LossSum sum;
   sum.tokens = scored.size(0);
-  const int64_t rows_max = TileRows(tile_rows, head.size(0));
-  for (int64_t begin = 0; begin < sum.tokens; begin += rows_max) {
-    const at::Tensor rows = scored.narrow(0, begin, std::min(rows_max, sum.tokens - begin));
-    const at::Tensor tile_hidden = SelectRows(hidden, rows);
-    const at::Tensor tile_targets = targets.index_select(0, rows);
-    const at::Tensor logits = at::mm(tile_hidden, head.t()).to(at::kFloat);
-    at::Tensor probabilities = at::_softmax(logits, 1, /*half_to_float=*/false);
-    sum.loss += SumOfLosses(probabilities, logits, tile_targets);
-    if (!gradients.hidden.defined()) continue;
-    SubtractTargets(probabilities, tile_targets);
-    const at::Tensor logits_gradient = probabilities.to(hidden.scalar_type());
-    gradients.hidden.index_copy_(0, rows, at::mm(logits_gradient, head));
-    if (gradients.head.defined()) AddProduct(logits_gradient, tile_hidden, gradients.head);
+  for (int64_t begin = 0; begin < sum.tokens; begin += tile_rows) {
+    const LossTile tile(inputs, scored.narrow(0, begin, std::min(tile_rows, sum.tokens - begin)), arena);
+    sum.loss += tile.Loss();
+    if (gradients.hidden.defined()) tile.Backward(gradients);
   }
   return sum;
 }

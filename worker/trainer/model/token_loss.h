@@ -1,5 +1,6 @@
-// Cross-entropy of the next token, in tiles of tokens: the (N, V) logits never exist whole, and the gradient of the
-// hidden states comes out of the same pass. Only scored tokens are computed.
+// Final norm, output head and cross-entropy of the next token, in tiles of tokens: neither the (N, V) logits nor the
+// normed hidden states ever exist whole, and the gradient of the hidden states comes out of the same pass. Only scored
+// tokens are computed.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -7,7 +8,9 @@
 #include <cstdint>
 
 #include "worker/trainer/adapters/fused_linear.h"
+#include "worker/trainer/memory/arena.h"
 #include "worker/trainer/model/causal_lm.h"
+#include "worker/trainer/model/norm.h"
 
 namespace longspan::trainer {
 
@@ -17,15 +20,21 @@ constexpr int64_t kIgnoredLabel = -100;
 // of each document where document_ids (B, T) is defined.
 at::Tensor ShiftedTargets(const at::Tensor& labels, const at::Tensor& document_ids);
 
+struct LossInputs {
+  at::Tensor hidden;             // (N, d) the last layer's output
+  const NormWeight& final_norm;  // with its gradients, which are added to
+  double norm_epsilon = 0;
+  at::Tensor head;     // (V, d)
+  at::Tensor targets;  // (N) int64
+};
+
 // All undefined: the loss alone.
 struct LossGradients {
-  at::Tensor hidden;  // (N, d), zeros on entry: rows of scored tokens are written
+  at::Tensor hidden;  // (N, d), overwritten; zero where nothing is scored
   at::Tensor head;    // (V, d) fp32, added to; undefined when the head is frozen
 };
 
-// hidden (N, d) after the final norm, head (V, d), targets (N) int64. Gradients are those of the sum of the losses.
-// tile_rows 0: as many as keep a tile of logits near 16 MiB.
-LossSum TiledTokenLoss(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& targets, int64_t tile_rows,
-                       const LossGradients& gradients);
+// Gradients are those of the sum of the losses. tile_rows: rows of a tile of logits.
+LossSum TiledTokenLoss(const LossInputs& inputs, int64_t tile_rows, const LossGradients& gradients, Arena& arena);
 
 }  // namespace longspan::trainer
