@@ -70,6 +70,10 @@ std::string FlopsText(double flops) {
   return fmt::format("{:.1f} {}FLOP", flops, kUnits[unit]);
 }
 
+std::string RateText(double per_second) {
+  return per_second < 10 ? fmt::format("{:.2g}", per_second) : CountText(static_cast<int64_t>(per_second));
+}
+
 std::string SecondsText(double seconds) {
   return seconds < 10 ? fmt::format("{:.2g} s", seconds) : DurationText(seconds);
 }
@@ -100,14 +104,19 @@ void PrintMemory(const Context& context, const v1::PlanJobResponse& plan) {
   for (const std::string& kind : KindsOf(device, host)) {
     if (cell(device, kind).empty() && cell(host, kind).empty()) continue;
     table.Add({kind, cell(device, kind), cell(host, kind)});
-    if (kind != "activations") continue;
-    for (const auto& [part, bytes] : Bytes(plan.kept_bytes().begin(), plan.kept_bytes().end())) {
-      if (bytes > 0) table.Add({fmt::format("  {} {}", part, BytesText(bytes)), "", ""});
-    }
   }
   table.Add({"together", BytesText(plan.device_bytes()), host_total > 0 ? BytesText(host_total) : ""});
   if (plan.device_bytes_limit() > 0) table.Add({"there is", BytesText(plan.device_bytes_limit()), ""});
   table.Print(context.out(), context.environment.width);
+}
+
+// On the device and in host memory together.
+std::string KeptText(const v1::PlanJobResponse& plan) {
+  std::string text;
+  for (const auto& [part, bytes] : Bytes(plan.kept_bytes().begin(), plan.kept_bytes().end())) {
+    if (bytes > 0) text += fmt::format("{}{} {}", text.empty() ? "" : ", ", part, BytesText(bytes));
+  }
+  return text;
 }
 
 std::string PolicyKeys(const v1::MemorySpec& policy) {
@@ -133,16 +142,16 @@ void Print(const Context& context, const v1::PlanJobResponse& plan) {
   if (!plan.memory_bytes().empty()) {
     PrintMemory(context, plan);
     context.out() << "\n";
+    PrintFact(context, "activations", KeptText(plan));
     PrintFact(context, "policy", plan.policy_summary());
     PrintFact(context, "  as `memory`", PolicyKeys(plan.policy()));
     PrintFact(context, "trains", fmt::format("{} values", CountText(plan.trained_parameters())));
     PrintFact(context, "work",
               fmt::format("{} per token, {} per step; {} with what is computed again", FlopsText(plan.token_flops()),
                           FlopsText(plan.step_flops()), FlopsText(plan.executed_step_flops())));
-    PrintFact(
-        context, "speed",
-        fmt::format("about {} tokens/s, {} per step ({})", CountText(static_cast<int64_t>(plan.tokens_per_second())),
-                    SecondsText(plan.step_seconds()), plan.device_profile()));
+    PrintFact(context, "speed",
+              fmt::format("about {} tokens/s, {} per step ({})", RateText(plan.tokens_per_second()),
+                          SecondsText(plan.step_seconds()), plan.device_profile()));
     if (plan.has_longest_context()) {
       PrintFact(context, "longest context",
                 plan.longest_context() > 0 ? fmt::format("{} tokens", CountText(plan.longest_context())) : "none fits");

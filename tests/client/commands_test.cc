@@ -196,11 +196,11 @@ TEST_F(CommandsTest, PlanShowsMemoryPolicyWorkAndVerdict) {
   EXPECT_EQ(result.out, R"(MEMORY OF A RANK    DEVICE     HOST
 weights           13.0 GiB
 activations       50.0 GiB  8.0 GiB
-  input 58.0 GiB
 newer              1.0 KiB
 together          63.0 GiB  8.0 GiB
 there is          70.0 GiB
 
+activations       input 58.0 GiB
 policy            of every 4 layers the first one's input is kept; while they run again, each layer
                   keeps its input and the attention output; tiles of 2048 tokens, logits of 256
   as `memory`     keep: attention_output, checkpoint_every: 4, host_layers: 0, tile_tokens: 0,

@@ -46,6 +46,11 @@ struct StepShape {
   bool trains_head = false;
   int64_t attention_scratch_bytes = 0;  // of the attention kernel
 
+  // Whether a pass over this layer builds its weight first: 4 bits are unpacked; in fp32 without dropout LoRA is folded
+  // in.
+  bool BuildsWeight(const LinearShape& linear) const {
+    return linear.unpacked || (linear.ranks > 0 && element_bytes == 4 && !dropout);
+  }
   int64_t query_size() const { return query_heads * head_dim; }
   int64_t query_key_value_size() const { return (query_heads + 2 * key_value_heads) * head_dim; }
   int64_t mlp_in_size() const { return (has_gate ? 2 : 1) * intermediate_size; }

@@ -32,7 +32,7 @@ Work Forward(const StepShape& shape, const LinearShape& linear, int64_t tiles) {
   const double e = Real(shape.element_bytes);
   work.gemm_flops = Products(linear, shape.rows);
   work.memory_bytes = size * e * Real(tiles);
-  if (linear.scratch_weight) {
+  if (shape.BuildsWeight(linear)) {
     work.gemm_flops += 2 * size * Real(linear.ranks);
     work.memory_bytes += 2 * size * e;
   } else {
