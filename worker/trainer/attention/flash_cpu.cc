@@ -13,6 +13,7 @@ namespace longspan::trainer {
 namespace {
 
 constexpr int64_t kHeadDimMax = 256;
+constexpr int64_t kProductSizeOfThread = 500'000;  // some 20 microseconds of work; less is not worth waking a thread
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -78,6 +79,13 @@ FlashProblem ProblemOf(const FlashQueries& queries, const std::vector<FlashKeys>
   return problem;
 }
 
+// Multiply-adds of one product of queries and keys, as if all were seen.
+int64_t ProductSize(const FlashProblem& problem) {
+  int64_t keys = 0;
+  for (int run = 0; run < problem.segment_count; ++run) keys += problem.segments[run].length;
+  return problem.blocks * problem.query_heads * problem.length * keys * problem.head_dim;
+}
+
 using FlashTask = void (*)(const FlashProblem& problem, int64_t task, float* scratch);
 
 // Threads take tasks as they come; which thread takes which does not matter.
@@ -87,7 +95,8 @@ void RunTasks(const FlashProblem& problem, int64_t tasks, FlashTask run, const a
                   workspace.is_cpu() && workspace.numel() >= scratch_floats,
               "flash attention wants a workspace of ", scratch_floats, " fp32 values");
   float* scratch = workspace.data_ptr<float>();
-  const int64_t threads = std::min<int64_t>({workspace.numel() / scratch_floats, tasks, at::get_num_threads()});
+  const int64_t threads = std::min<int64_t>({workspace.numel() / scratch_floats, tasks, at::get_num_threads(),
+                                             CeilDiv(ProductSize(problem), kProductSizeOfThread)});
   const int64_t tasks_at_once = std::clamp<int64_t>(tasks / (threads * 16), 1, 32);
   std::atomic<int64_t> next{0};
   ForRowRanges(threads, /*grain=*/1, [&](int64_t thread, int64_t) {

@@ -2,10 +2,10 @@
 // keys at a time are never further away than level 1, all else of a tile not further than level 2. Private to the
 // kernel units, as flash_cpu_tiles.h is.
 //
-// Forward, for up to 256 queries of a head: per tile of 64 keys K is packed transposed and scaled, V as it is; then for
-// every 6 queries the scores (6, 64), the running softmax, and what the tile adds to the output. Tiles that no query
-// sees are skipped, and so are, at the diagonal, the vectors of scores and the terms of sums that none of the 6 queries
-// sees.
+// Forward, for up to 256 queries of a head: per tile of 64 keys K is packed transposed and scaled, V as it is;
+// then for every 6 queries the scores (6, 64), the running softmax, and what the tile adds to the output. Tiles that no
+// query sees are skipped, and so are, at the diagonal, the vectors of scores and the terms of sums that none of the 6
+// queries sees.
 //
 // Backward, for a key/value head: per tile of keys, for every tile of 64 queries of each of its query heads
 //   S = Q·K^T   P = exp(S - logsumexp)   dP = dO·V^T   dS = P∘(dP - rowsum(dO∘O))   dQ += dS·K   dV += P^T·dO   dK +=
@@ -98,34 +98,37 @@ typename Simd::Vector WeightsFromScores(float* scores, int64_t seen, float highe
   return total;
 }
 
+// Scores of up to 6 queries become weights; what the queries summed up before counts decay[row] times from now on.
+template <typename Simd>
+void RunSoftmax(const ForwardScratch& scratch, int64_t first, int64_t rows, const Sight& sight, bool fresh,
+                float* decay) {
+  alignas(64) float before[kFlashVectorFloatsMax] = {};
+  alignas(64) float after[kFlashVectorFloatsMax] = {};
+  for (int64_t row = 0; row < rows; ++row) {
+    const float here = HighestScore<Simd>(scratch.scores + row * kFlashTile, sight.Of(row));
+    before[row] = fresh ? here : scratch.highest[first + row];
+    after[row] = before[row] > here ? before[row] : here;
+    scratch.highest[first + row] = after[row];
+  }
+  Simd::Store(decay, Simd::Exp(Simd::Subtract(Simd::Load(before), Simd::Load(after))));
+  for (int64_t row = 0; row < rows; ++row) {
+    float* scores = scratch.scores + row * kFlashTile;
+    float* total = scratch.totals + (first + row) * Simd::kWidth;
+    const typename Simd::Vector here = WeightsFromScores<Simd>(scores, sight.Of(row), after[row]);
+    Simd::Store(total, fresh ? here : Simd::MultiplyAdd(Simd::Set(decay[row]), Simd::Load(total), here));
+    for (int64_t i = CeilDiv(sight.Of(row), Simd::kWidth) * Simd::kWidth; i < sight.Of(rows - 1); ++i) scores[i] = 0;
+  }
+}
+
 // Up to 6 queries against the packed keys: `first` the first row of the strip within the task.
 template <typename Simd>
 void ForwardStrip(const ForwardScratch& scratch, const float* q, int64_t q_stride, int64_t head_dim, int64_t first,
                   int64_t rows, const Sight& sight, bool fresh) {
   const int64_t seen = sight.Of(rows - 1);
+  alignas(64) float decay[kFlashVectorFloatsMax];
   MultiplyStrip<Simd, false>({q, q_stride, scratch.keys, kFlashTile, scratch.scores, kFlashTile, head_dim}, rows,
                              CeilDiv(seen, Simd::kWidth));
-  float* highest = scratch.highest + first;
-  float* totals = scratch.totals + first * Simd::kWidth;
-  alignas(64) float before[kFlashVectorFloatsMax] = {};
-  alignas(64) float after[kFlashVectorFloatsMax] = {};
-  alignas(64) float decay[kFlashVectorFloatsMax];
-  for (int64_t row = 0; row < rows; ++row) {
-    const float here = HighestScore<Simd>(scratch.scores + row * kFlashTile, sight.Of(row));
-    before[row] = fresh ? here : highest[row];
-    after[row] = before[row] > here ? before[row] : here;
-    highest[row] = after[row];
-  }
-  Simd::Store(decay, Simd::Exp(Simd::Subtract(Simd::Load(before), Simd::Load(after))));
-  for (int64_t row = 0; row < rows; ++row) {
-    const typename Simd::Vector here =
-        WeightsFromScores<Simd>(scratch.scores + row * kFlashTile, sight.Of(row), after[row]);
-    float* total = totals + row * Simd::kWidth;
-    Simd::Store(total, fresh ? here : Simd::MultiplyAdd(Simd::Set(decay[row]), Simd::Load(total), here));
-    for (int64_t i = CeilDiv(sight.Of(row), Simd::kWidth) * Simd::kWidth; i < seen; ++i) {
-      scratch.scores[row * kFlashTile + i] = 0;
-    }
-  }
+  RunSoftmax<Simd>(scratch, first, rows, sight, fresh, decay);
   MultiplyStrip<Simd, false>(
       {scratch.scores, kFlashTile, scratch.values, scratch.size, scratch.out + first * scratch.size, scratch.size, seen,
        fresh ? Into::kOverwrite : Into::kDecayAndAdd, decay},
