@@ -144,6 +144,26 @@ std::vector<std::string> Folded(const std::string& text, size_t columns) {
   return lines;
 }
 
+std::vector<std::string> FoldedAtWords(const std::string& text, size_t columns) {
+  std::vector<std::string> lines(1);
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = std::min(text.find(' ', begin), text.size());
+    const std::string word = text.substr(begin, end - begin);
+    begin = end + 1;
+    if (word.empty()) continue;
+    const size_t used = ColumnsOf(lines.back());
+    if (used == 0 || used + 1 + ColumnsOf(word) <= columns) {
+      lines.back() += (used == 0 ? "" : " ") + word;
+    } else {
+      lines.push_back(word);
+    }
+    std::vector<std::string> pieces = Folded(lines.back(), columns);  // a word longer than a line
+    lines.pop_back();
+    lines.insert(lines.end(), pieces.begin(), pieces.end());
+  }
+  return lines;
+}
+
 std::string BytesText(int64_t bytes) {
   constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB"};
   double value = static_cast<double>(bytes);

@@ -36,6 +36,8 @@ std::string Shortened(const std::string& text, size_t columns);
 std::string WithoutControls(const std::string& text);
 // Pieces of so many columns, at least 1, the last one shorter; one empty piece of an empty text.
 std::vector<std::string> Folded(const std::string& text, size_t columns);
+// The same, broken at spaces where a word is not longer than a line.
+std::vector<std::string> FoldedAtWords(const std::string& text, size_t columns);
 
 // 1536 -> "1.5 KiB", 12345678 -> "12,345,678", 3725 s -> "1h02m", 0.004 -> "0.004".
 std::string BytesText(int64_t bytes);

@@ -36,17 +36,20 @@ void Check(const std::string& field, const std::string& text, const std::vector<
     violations->push_back({field, fmt::format("'{}' has a part '..'; give the path without it", text)});
     return;
   }
-  if (roots.empty()) return;
-  const bool allowed = std::any_of(roots.begin(), roots.end(), [&](const std::filesystem::path& root) {
-    return LiesBelow(path.lexically_normal(), root.lexically_normal()) && LiesBelow(Resolved(path), Resolved(root));
-  });
-  if (!allowed) {
+  if (!LiesInRoots(path, roots)) {
     violations->push_back(
         {field, fmt::format("'{}' lies outside the folders this server allows: {}", text, ListOf(roots))});
   }
 }
 
 }  // namespace
+
+bool LiesInRoots(const std::filesystem::path& path, const std::vector<std::filesystem::path>& roots) {
+  if (roots.empty()) return true;
+  return std::any_of(roots.begin(), roots.end(), [&](const std::filesystem::path& root) {
+    return LiesBelow(path.lexically_normal(), root.lexically_normal()) && LiesBelow(Resolved(path), Resolved(root));
+  });
+}
 
 std::vector<FieldViolation> CheckJobPaths(const jobfile::JobSpec& spec,
                                           const std::vector<std::filesystem::path>& roots) {

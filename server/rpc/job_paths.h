@@ -15,4 +15,7 @@ namespace longspan::rpc {
 std::vector<FieldViolation> CheckJobPaths(const jobfile::JobSpec& spec,
                                           const std::vector<std::filesystem::path>& roots);
 
+// Whether a path lies below one of the roots, also behind its links; yes without roots.
+bool LiesInRoots(const std::filesystem::path& path, const std::vector<std::filesystem::path>& roots);
+
 }  // namespace longspan::rpc

@@ -80,27 +80,33 @@ core::Job JobOf(const jobfile::JobSpec& spec, const std::string& request_id) {
 
 }  // namespace
 
+jobfile::JobSpec CheckSpec(bool has_spec, const v1::JobSpec& message, const std::vector<std::filesystem::path>& roots,
+                           std::vector<FieldViolation>* violations) {
+  if (!has_spec) {
+    violations->push_back({"spec", "is missing; say what the job shall do"});
+    return {};
+  }
+  if (message.ByteSizeLong() > kSpecBytesMax) {
+    violations->push_back(
+        {"spec", fmt::format("has more than {} bytes; name folders instead of single files", kSpecBytesMax)});
+    return {};
+  }
+  jobfile::Converted converted = jobfile::FromMessage(message);
+  Add(converted.mistakes, violations);
+  Add(jobfile::Validate(converted.spec), violations);
+  for (FieldViolation& violation : CheckJobPaths(converted.spec, roots)) {
+    violation.field = "spec." + violation.field;
+    violations->push_back(std::move(violation));
+  }
+  return std::move(converted.spec);
+}
+
 CheckedSubmit CheckSubmit(const v1::SubmitJobRequest& request, const std::vector<std::filesystem::path>& roots) {
   std::vector<FieldViolation> violations;
   CheckRequestId(request, &violations);
-  jobfile::JobSpec spec;
-  if (!request.has_spec()) {
-    violations.push_back({"spec", "is missing; say what the job shall do"});
-  } else if (request.spec().ByteSizeLong() > kSpecBytesMax) {
-    violations.push_back(
-        {"spec", fmt::format("has more than {} bytes; name folders instead of single files", kSpecBytesMax)});
-  } else {
-    jobfile::Converted converted = jobfile::FromMessage(request.spec());
-    Add(converted.mistakes, &violations);
-    spec = std::move(converted.spec);
-    Add(jobfile::Validate(spec), &violations);
-    for (FieldViolation& violation : CheckJobPaths(spec, roots)) {
-      violation.field = "spec." + violation.field;
-      violations.push_back(std::move(violation));
-    }
-  }
-  if (!violations.empty()) return {InvalidFields("the job cannot be accepted:", violations), {}};
-  return {grpc::Status::OK, JobOf(spec, request.request_id())};
+  const jobfile::JobSpec spec = CheckSpec(request.has_spec(), request.spec(), roots, &violations);
+  if (!violations.empty()) return {InvalidFields("the job cannot be accepted:", violations), {}, {}};
+  return {grpc::Status::OK, spec, JobOf(spec, request.request_id())};
 }
 
 std::string NewJobId() {

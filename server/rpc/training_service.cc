@@ -12,6 +12,7 @@
 #include "server/rpc/job_list_page.h"
 #include "server/rpc/log_stream.h"
 #include "server/rpc/messages.h"
+#include "server/rpc/plan_job.h"
 #include "server/rpc/submit.h"
 #include "server/rpc/watch_stream.h"
 
@@ -91,16 +92,30 @@ grpc::ServerUnaryReactor* TrainingServiceImpl::SubmitJob(Context* context, const
     call->Fail(checked.status);
     return call.get();
   }
-  core::Job& job = checked.job;
-  if (request->validate_only()) {
-    core::JobView view;
-    view.job = job;
-    call->Answer([&](v1::SubmitJobResponse* answer) {
-      *answer->mutable_job()->mutable_spec() = ToMessage(view).spec();
-      return grpc::Status::OK;
+  parts_.coordinator->Query([this, call, validate_only = request->validate_only(),
+                             checked = std::move(checked)](absl::StatusOr<const core::Core*> core) mutable {
+    if (!core.ok()) return (void)call->Fail(Error(core.status()));
+    // A job that was accepted stays so, whatever has become of the slots.
+    const bool known = !validate_only && (*core)->FindRequest(checked.job.request_id).has_value();
+    std::vector<SlotMemory> slots;
+    if (!known) slots = SlotKinds((*core)->ListWorkers());
+    InBackground(call, [this, call, validate_only, checked = std::move(checked), slots = std::move(slots)]() mutable {
+      if (const grpc::Status status = CheckFits(checked.spec, options_.roots, slots); !status.ok()) {
+        return (void)call->Fail(status);
+      }
+      if (!validate_only) return StoreJob(call, std::move(checked.job));
+      core::JobView view;
+      view.job = std::move(checked.job);
+      call->Answer([&](v1::SubmitJobResponse* answer) {
+        *answer->mutable_job()->mutable_spec() = ToMessage(view).spec();
+        return grpc::Status::OK;
+      });
     });
-    return call.get();
-  }
+  });
+  return call.get();
+}
+
+void TrainingServiceImpl::StoreJob(const std::shared_ptr<UnaryCall<v1::SubmitJobResponse>>& call, core::Job job) {
   job.id = JobId(NewJobId());
   job.folder = (parts_.storage / "jobs" / job.id.value()).string();
   job.submit_time = parts_.coordinator->Now();
@@ -119,6 +134,31 @@ grpc::ServerUnaryReactor* TrainingServiceImpl::SubmitJob(Context* context, const
                                });
                              });
                            });
+}
+
+grpc::ServerUnaryReactor* TrainingServiceImpl::PlanJob(Context* context, const v1::PlanJobRequest* request,
+                                                       v1::PlanJobResponse* response) {
+  const auto call = StartCall(context, response);
+  if (call->ended()) return call.get();
+  std::vector<FieldViolation> violations;
+  jobfile::JobSpec spec = CheckSpec(request->has_spec(), request->spec(), options_.roots, &violations);
+  if (!violations.empty()) {
+    call->Fail(InvalidFields("the job cannot be planned:", violations));
+    return call.get();
+  }
+  parts_.coordinator->Query(
+      [this, call, request = *request, spec = std::move(spec)](absl::StatusOr<const core::Core*> core) {
+        if (!core.ok()) return (void)call->Fail(Error(core.status()));
+        InBackground(call, [this, call, request, spec, slots = SlotKinds((*core)->ListWorkers())] {
+          v1::PlanJobResponse planned;
+          const grpc::Status status = AnswerPlan(request, spec, options_.roots, slots, &planned);
+          if (!status.ok()) return (void)call->Fail(status);
+          call->Answer([&](v1::PlanJobResponse* answer) {
+            *answer = std::move(planned);
+            return grpc::Status::OK;
+          });
+        });
+      });
   return call.get();
 }
 
@@ -339,10 +379,6 @@ grpc::ServerUnaryReactor* TrainingServiceImpl::NotYet(Context* context, const ch
   return reactor;
 }
 
-grpc::ServerUnaryReactor* TrainingServiceImpl::PlanJob(Context* context, const v1::PlanJobRequest*,
-                                                       v1::PlanJobResponse*) {
-  return NotYet(context, "PlanJob");
-}
 grpc::ServerUnaryReactor* TrainingServiceImpl::ExportJob(Context* context, const v1::ExportJobRequest*,
                                                          v1::ExportJobResponse*) {
   return NotYet(context, "ExportJob");

@@ -47,6 +47,7 @@ class TrainingServiceImpl final : public v1::TrainingService::CallbackService {
   Unary* ListWorkers(Context*, const v1::ListWorkersRequest*, v1::ListWorkersResponse*) override;
   Unary* DrainWorker(Context*, const v1::DrainWorkerRequest*, v1::DrainWorkerResponse*) override;
   Unary* UndrainWorker(Context*, const v1::UndrainWorkerRequest*, v1::UndrainWorkerResponse*) override;
+  Unary* PlanJob(Context*, const v1::PlanJobRequest*, v1::PlanJobResponse*) override;
   Unary* ListFiles(Context*, const v1::ListFilesRequest*, v1::ListFilesResponse*) override;
   Unary* GetServerInfo(Context*, const v1::GetServerInfoRequest*, v1::GetServerInfoResponse*) override;
   Writer<v1::WatchJobResponse>* WatchJob(Context*, const v1::WatchJobRequest*) override;
@@ -54,7 +55,6 @@ class TrainingServiceImpl final : public v1::TrainingService::CallbackService {
   Writer<v1::DownloadFileResponse>* DownloadFile(Context*, const v1::DownloadFileRequest*) override;
 
   // Declared, not built yet: UNIMPLEMENTED with a sentence.
-  Unary* PlanJob(Context*, const v1::PlanJobRequest*, v1::PlanJobResponse*) override;
   Unary* ExportJob(Context*, const v1::ExportJobRequest*, v1::ExportJobResponse*) override;
   Unary* EvaluateModel(Context*, const v1::EvaluateModelRequest*, v1::EvaluateModelResponse*) override;
   Unary* UpdateJob(Context*, const v1::UpdateJobRequest*, v1::UpdateJobResponse*) override;
@@ -72,6 +72,8 @@ class TrainingServiceImpl final : public v1::TrainingService::CallbackService {
   template <class Response, class Request>
   Writer<Response>* StartStream(Context* context, const Request* request,
                                 Writer<Response>* (*start)(const ServerParts&, Context*, const Request&, StreamLimits));
+  // The second half of SubmitJob.
+  void StoreJob(const std::shared_ptr<UnaryCall<v1::SubmitJobResponse>>& call, core::Job job);
   // Resolves the job, sends `make(id)` to the core, answers with the job.
   template <class Response>
   Unary* Command(Context* context, const std::string& job_id, Response* response,

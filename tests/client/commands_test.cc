@@ -160,6 +160,101 @@ TEST_F(CommandsTest, SubmitSendsTheJobFileWithAbsolutePathsAndARequestId) {
   EXPECT_EQ(sent.spec().labels().at("fake.steps"), "5");
 }
 
+v1::PlanJobResponse SomePlan() {
+  v1::PlanJobResponse plan;
+  (*plan.mutable_memory_bytes())["weights"] = int64_t{13} << 30;
+  (*plan.mutable_memory_bytes())["activations"] = int64_t{50} << 30;
+  (*plan.mutable_memory_bytes())["newer"] = 1024;
+  (*plan.mutable_host_memory_bytes())["activations"] = int64_t{8} << 30;
+  (*plan.mutable_host_memory_bytes())["tokens"] = 0;
+  (*plan.mutable_kept_bytes())["input"] = int64_t{58} << 30;
+  (*plan.mutable_kept_bytes())["gate_up"] = 0;
+  plan.set_device_bytes((int64_t{63} << 30) + 1024);
+  plan.set_device_bytes_limit(int64_t{70} << 30);
+  plan.mutable_policy()->set_keep(v1::MemorySpec::KEEP_ATTENTION_OUTPUT);
+  plan.mutable_policy()->set_checkpoint_every(4);
+  plan.set_policy_summary(
+      "of every 4 layers the first one's input is kept; while they run again, each layer keeps its "
+      "input and the attention output; tiles of 2048 tokens, logits of 256");
+  plan.set_token_flops(40.5e9);
+  plan.set_step_flops(2.7e15);
+  plan.set_executed_step_flops(3.5e15);
+  plan.set_tokens_per_second(10455.7);
+  plan.set_step_seconds(627);
+  plan.set_device_profile("NVIDIA H200");
+  plan.set_longest_context(711'744);
+  plan.set_trained_parameters(140'000'000);
+  plan.set_verdict(v1::PlanJobResponse::VERDICT_FITS);
+  plan.set_summary("fits: 63.0 GiB of 70.0 GiB");
+  return plan;
+}
+
+TEST_F(CommandsTest, PlanShowsMemoryPolicyWorkAndVerdict) {
+  server_.service.plan = SomePlan();
+  const Result result = client_.Run({"plan", JobFile()});
+  EXPECT_EQ(result.exit_code, kExitSucceeded);
+  EXPECT_EQ(result.out, R"(MEMORY OF A RANK    DEVICE     HOST
+weights           13.0 GiB
+activations       50.0 GiB  8.0 GiB
+newer              1.0 KiB
+together          63.0 GiB  8.0 GiB
+there is          70.0 GiB
+
+activations       input 58.0 GiB
+policy            of every 4 layers the first one's input is kept; while they run again, each layer
+                  keeps its input and the attention output; tiles of 2048 tokens, logits of 256
+  as `memory`     keep: attention_output, checkpoint_every: 4, host_layers: 0, tile_tokens: 0,
+                  loss_tile_tokens: 0
+trains            140,000,000 values
+work              40.5 GFLOP per token, 2.7 PFLOP per step; 3.5 PFLOP with what is computed again
+speed             about 10,455 tokens/s, 10m27s per step (NVIDIA H200)
+longest context   711,744 tokens
+verdict           fits: 63.0 GiB of 70.0 GiB
+)");
+  EXPECT_EQ(server_.service.planned.at(0).spec().model().path(), folder_ / "model");
+  EXPECT_FALSE(server_.service.planned.at(0).has_device_bytes());
+  EXPECT_FALSE(server_.service.planned.at(0).has_device_profile());
+}
+
+TEST_F(CommandsTest, PlanEndsWithTheCodeOfARefusalWhereTheJobDoesNotFit) {
+  server_.service.plan = SomePlan();
+  server_.service.plan.set_verdict(v1::PlanJobResponse::VERDICT_DOES_NOT_FIT);
+  EXPECT_EQ(client_.Run({"plan", JobFile()}).exit_code, kExitRefused);
+  const Result as_json = client_.Run({"plan", JobFile(), "--output", "json"});
+  EXPECT_EQ(as_json.exit_code, kExitRefused);
+  EXPECT_EQ(json::parse(as_json.out).at("kind"), "Plan");
+  EXPECT_EQ(ItemsOf(as_json).at(0).at("verdict"), "DOES_NOT_FIT");
+  EXPECT_EQ(ItemsOf(as_json).at(0).at("policy").at("keep"), "ATTENTION_OUTPUT");
+  server_.service.plan.Clear();
+  server_.service.plan.set_summary("jobs of kind evaluate are not planned");
+  const Result evaluation = client_.Run({"plan", JobFile()});
+  EXPECT_EQ(evaluation.exit_code, kExitSucceeded);
+  EXPECT_EQ(evaluation.out, "verdict           jobs of kind evaluate are not planned\n");
+  server_.service.plan_status = {grpc::StatusCode::FAILED_PRECONDITION, "planning needs /m/config.json"};
+  EXPECT_EQ(client_.Run({"plan", JobFile()}).exit_code, kExitRefused);
+}
+
+TEST_F(CommandsTest, PlanSendsLimitsAndAProfile) {
+  const std::string profile = folder_ / "profile.json";
+  std::ofstream(profile) << R"({"name": "bench", "dtype": "bf16", "gemm_flops_per_second": 7.2e14})";
+  EXPECT_EQ(
+      client_.Run({"plan", JobFile(), "--device-memory", "80GiB", "--host-memory", "4096", "--device-profile", profile})
+          .exit_code,
+      kExitSucceeded);
+  const v1::PlanJobRequest& sent = server_.service.planned.at(0);
+  EXPECT_EQ(sent.device_bytes(), int64_t{80} << 30);
+  EXPECT_EQ(sent.host_bytes(), 4096);
+  EXPECT_EQ(sent.device_profile().name(), "bench");
+  EXPECT_EQ(sent.device_profile().dtype(), v1::TrainingSpec::DTYPE_BF16);
+  EXPECT_EQ(sent.device_profile().gemm_flops_per_second(), 7.2e14);
+  std::ofstream(profile) << R"({"gemm_flops": 1})";
+  const Result wrong = client_.Run({"plan", JobFile(), "--device-profile", profile});
+  EXPECT_EQ(wrong.exit_code, kExitUsage);
+  EXPECT_THAT(wrong.err, AllOf(HasSubstr("profile.json"), HasSubstr("gemm_flops")));
+  EXPECT_EQ(client_.Run({"plan", JobFile(), "--device-profile", folder_ / "none"}).exit_code, kExitUsage);
+  EXPECT_EQ(client_.Run({"plan", JobFile(), "--device-memory", "80GB"}).exit_code, kExitUsage);
+}
+
 TEST_F(CommandsTest, SubmitIsRetriedUnderTheSameRequestId) {
   server_.service.unavailable_submits = 2;
   EXPECT_EQ(client_.Run({"submit", JobFile()}).exit_code, kExitSucceeded);

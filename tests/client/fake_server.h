@@ -89,6 +89,13 @@ class FakeService final : public v1::TrainingService::Service {
     *response = checkpoints;
     return grpc::Status::OK;
   }
+  grpc::Status PlanJob(grpc::ServerContext*, const v1::PlanJobRequest* request,
+                       v1::PlanJobResponse* response) override {
+    const Visit visit;
+    planned.push_back(*request);
+    *response = plan;
+    return plan_status;
+  }
   grpc::Status CancelJob(grpc::ServerContext*, const v1::CancelJobRequest*, v1::CancelJobResponse* response) override {
     const Visit visit;
     *response->mutable_job() = job;
@@ -120,6 +127,9 @@ class FakeService final : public v1::TrainingService::Service {
   std::string log;
   v1::ListWorkersResponse workers;
   v1::ListCheckpointsResponse checkpoints;
+  v1::PlanJobResponse plan;
+  grpc::Status plan_status;
+  std::vector<v1::PlanJobRequest> planned;
   std::map<std::string, v1::ListFilesResponse> folders;
   std::vector<v1::DownloadFileRequest> downloads;
   std::function<grpc::Status(const v1::DownloadFileRequest&, grpc::ServerWriter<v1::DownloadFileResponse>*)>

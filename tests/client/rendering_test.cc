@@ -111,5 +111,12 @@ TEST(Progress, TheBarFitsItsTerminal) {
   EXPECT_EQ(ProgressLine(Sample(50, 1000), pace, true, false, 50), "train    [############------------]  50/100   50%");
 }
 
+TEST(FoldedAtWords, BreaksBetweenWordsAndLongWordsWhereItMust) {
+  EXPECT_THAT(FoldedAtWords("a layer keeps its input", 9), testing::ElementsAre("a layer", "keeps its", "input"));
+  EXPECT_THAT(FoldedAtWords("an incomprehensibility", 8), testing::ElementsAre("an", "incompre", "hensibil", "ity"));
+  EXPECT_THAT(FoldedAtWords("", 8), testing::ElementsAre(""));
+  EXPECT_THAT(FoldedAtWords("größer als", 6), testing::ElementsAre("größer", "als"));
+}
+
 }  // namespace
 }  // namespace longspan::client

@@ -34,6 +34,31 @@ def test_submit_twice_with_one_request_id_is_one_job(make_cluster):
         assert refused.returncode == 6 and "request" in refused.stderr
 
 
+def test_plan_says_what_a_job_takes_and_submit_refuses_what_fits_nowhere(make_cluster):
+    with fake_cluster(make_cluster, workers=1) as cluster:
+        model = cluster.folder / "model"
+        model.mkdir()
+        (model / "config.json").write_text(json.dumps({
+            "architectures": ["LlamaForCausalLM"], "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4,
+            "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 1000, "rms_norm_eps": 1e-5, "max_position_embeddings": 256}))
+        path = cluster.folder / "job.json"
+
+        def write(context, memory=None):
+            spec = {**fake_job("planned"), "model": {"path": str(model)}, "context_length": context, "memory": memory}
+            path.write_text(json.dumps(spec))
+
+        write(1024)
+        wait_until(lambda: cluster.items("workers"), "the worker")
+        plan, = cluster.items("plan", path)
+        assert plan["verdict"] == "FITS" and plan["place"].endswith("worker-0 (cpu)")
+        assert plan["device_bytes"] == sum(plan["memory_bytes"].values())
+        small = cluster.cli("plan", path, "--device-memory", "1MiB", check=False)
+        assert small.returncode == 6 and "does not fit" in small.stdout
+        write(16_777_216, {"checkpoint_every": 1, "keep": "gate_up"})  # 16 GiB of layer input alone, for each layer
+        refused = cluster.cli("submit", path, check=False)
+        assert refused.returncode == 6 and "would fit" in refused.stderr, refused.stderr
+
+
 def test_more_slots_than_the_cluster_waits_with_a_reason(make_cluster):
     with fake_cluster(make_cluster) as cluster:
         job_id = cluster.submit(fake_job("too-large", slots=3))

@@ -186,12 +186,14 @@ int64_t RankMemory::device_bytes() const {
 RankMemory MemoryWithoutPolicy(const PlannedJob& job, const ModelMemory& model) {
   RankMemory memory;
   memory.model = model;
-  const int64_t per_token = (job.spec.data.packing ? 3 : 2) * kIdBytes;  // ids, labels, documents
+  const bool packed = job.spec.data.packing;
+  const int64_t stored_token = (packed ? 3 : 2) * kIdBytes;  // id, label; document
+  const int64_t batch_token = (packed ? 6 : 4) * kIdBytes;   // also target and the index of a scored row; position
   const int64_t context = job.spec.context_length;
   const int64_t table_rows = DividedUp(context, kAngleTableStep) * kAngleTableStep;
   const int64_t angles = trainer::RotaryDims(job.config.rope, job.config.head_dim) / 2;
-  memory.batch = job.rows() * per_token + 2 * table_rows * angles * kFp32Bytes;
-  memory.tokens = job.sequences_of_rank() * context * per_token;
+  memory.batch = job.rows() * batch_token + 2 * table_rows * angles * kFp32Bytes;
+  memory.tokens = job.sequences_of_rank() * context * stored_token;
   return memory;
 }
 

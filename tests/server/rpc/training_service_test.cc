@@ -227,10 +227,10 @@ TEST(Workers, AreListedDrainedAndUndrained) {
 
 TEST(Methods, NotBuiltYetSayTheirName) {
   TestCluster cluster;
-  v1::PlanJobResponse plan;
-  grpc::Status status = cluster.client().PlanJob(NewContext().get(), {}, &plan);
+  v1::ExportJobResponse exported;
+  grpc::Status status = cluster.client().ExportJob(NewContext().get(), {}, &exported);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::UNIMPLEMENTED);
-  EXPECT_THAT(status.error_message(), HasSubstr("PlanJob"));
+  EXPECT_THAT(status.error_message(), HasSubstr("ExportJob"));
   v1::UploadFileResponse uploaded;
   const auto context = NewContext();
   auto writer = cluster.client().UploadFile(context.get(), &uploaded);

@@ -128,10 +128,11 @@ TEST(RankMemory, ABatchHasIdsLabelsAndAngles) {
   spec.training.micro_batch = 2;
   spec.resources.slots = 2;
   const RankMemory memory = MemoryOfRank(JobOf(TinyQwen(), spec), {});
-  EXPECT_EQ(memory.batch, 2 * 512 * 16 + 2 * 2048 * 8 * 4);  // tables have whole steps of 2,048 positions
+  EXPECT_EQ(memory.batch, 2 * 512 * 32 + 2 * 2048 * 8 * 4);  // tables have whole steps of 2,048 positions
   EXPECT_EQ(memory.tokens, 3 * 512 * 16);
   spec.data.packing = true;
   EXPECT_EQ(MemoryOfRank(JobOf(TinyQwen(), spec), {}).tokens, 3 * 512 * 24);
+  EXPECT_EQ(MemoryOfRank(JobOf(TinyQwen(), spec), {}).batch - memory.batch, 2 * 512 * 16);
 }
 
 TEST(PlannedJob, CountsThePassesOfTheRankThatHasMost) {

@@ -142,6 +142,7 @@ TEST(StepTime, LiesALittleBelowTheRooflinesOfTheDesign) {
     const DeviceProfile h200 = *ProfileOf("NVIDIA H200", 1);
     MemoryLimits limits = LimitsOfSlot(int64_t{141} * 1'000'000'000, h200);
     limits.host = row.host_gib << 30;
+    if (row.host_gib > 0) spec.memory.keep = KeepPolicy::kInput;  // the roofline of that length has attention run again
     const PlanResult result = ChoosePolicy(JobOf(Llama2_7B(), spec, h200, limits));
     EXPECT_TRUE(result.fits) << row.tokens;
     EXPECT_LE(result.plan.time.tokens_per_second, row.tokens_per_second) << row.tokens;
