@@ -68,8 +68,7 @@ class MeasuredSteps {
         reducer_(ranks, gradients_) {}
 
   nlohmann::json Step() {
-    const BatchSlice slice =
-        SliceOfRank(options_.spec.training.global_batch, ranks_.rank(), ranks_.world_size());
+    const BatchSlice slice = SliceOfRank(options_.spec.training.global_batch, ranks_.rank(), ranks_.world_size());
     const int64_t micro = std::max<int64_t>(1, options_.spec.training.micro_batch.value_or(1));
     ResetDeviceMemoryPeak();
     const int64_t allocations_before = DeviceMemoryNow().allocations;

@@ -1,7 +1,8 @@
 // The training step alone, on random tokens, for benchmarks: what tests/bench drives beside other trainers.
 //
-// Says hello with one line of JSON (the plan and its prediction), then runs one optimizer step for every line it reads, and
-// answers each with a line of JSON: seconds of the wall and of the processor, by phase, and memory. Ends with its input.
+// Says hello with one line of JSON (the plan and its prediction), then runs one optimizer step for every line it reads,
+// and answers each with a line of JSON: seconds of the wall and of the processor, by phase, and memory. Ends with its
+// input.
 #pragma once
 
 #include <cstdint>

@@ -25,8 +25,7 @@ planner::PlannedJob PlannedJobFor(const MemoryPlanOptions& options) {
   const AdapterPlan adapter = ResolveAdapterPlan(spec, AdaptableModelOf(config));
   const planner::DeviceProfile device = planner::CpuProfile(options.threads);
   const int64_t slot = options.slot_memory_bytes.value_or(MachineMemoryBytes());
-  planner::PlannedJob job =
-      planner::PlannedJobOf(spec, config, adapter, device, planner::LimitsOfSlot(slot, device));
+  planner::PlannedJob job = planner::PlannedJobOf(spec, config, adapter, device, planner::LimitsOfSlot(slot, device));
   job.attention_scratch_bytes = [threads = options.threads](const planner::StepShape& shape) {
     return 4 * FlashWorkspaceSize(shape.head_dim, threads);
   };

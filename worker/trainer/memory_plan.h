@@ -1,5 +1,5 @@
-// Which memory policy a rank trains with: what the job file fixes, and for the rest the planner's choice for the memory of
-// the slot.
+// Which memory policy a rank trains with: what the job file fixes, and for the rest the planner's choice for the memory
+// of the slot.
 #pragma once
 
 #include <cstdint>

@@ -25,8 +25,8 @@ void CountAllocation(int64_t bytes) {
   }
 }
 
-// Stands in front of the memory that is handed out: c10's raw interface, which oneDNN uses, wants the pointer to be its own
-// context. As long as the alignment that c10 promises.
+// Stands in front of the memory that is handed out: c10's raw interface, which oneDNN uses, wants the pointer to be its
+// own context. As long as the alignment that c10 promises.
 struct alignas(64) Header {
   c10::DataPtr inner;
   int64_t bytes;
