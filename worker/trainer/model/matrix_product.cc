@@ -1,5 +1,7 @@
 #include "worker/trainer/model/matrix_product.h"
 
+#include "worker/trainer/memory/counting_allocator.h"
+
 // Exported by LibTorch, but the wheel does not carry its header, ATen/native/mkldnn/Matmul.h:
 // result = beta * result + alpha * mat1 · mat2.
 namespace at::native {
@@ -37,6 +39,7 @@ bool OneDnnTakes(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out
 
 void MultiplyInto(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out, const ProductScale& scale) {
   if (OneDnnTakes(a, b, out)) {
+    const ListedAllocation scratch;  // oneDNN's own, some hundred KiB
     at::native::mkldnn_matmul(a, b, out, static_cast<float>(scale.of_out), static_cast<float>(scale.of_product));
     return;
   }
