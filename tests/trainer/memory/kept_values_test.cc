@@ -1,5 +1,5 @@
-// Entries that leave the device and come back, under copies that are done late: what is read is what was written, for any
-// number of entries in host memory, and nothing is copied that needs no copy.
+// Entries that leave the device and come back, under copies that are done late: what is read is what was written, for
+// any number of entries in host memory, and nothing is copied that needs no copy.
 #include "worker/trainer/memory/kept_values.h"
 
 #include <gtest/gtest.h>
@@ -143,8 +143,7 @@ TEST(KeptValues, EntriesOfASegmentDoNotOverlap) {
   for (int64_t layer = 0; layer < 3; ++layer) {
     for (const KeptPart part : {KeptPart::kInput, KeptPart::kAttentionOutput}) {
       if (layer == 0 && part == KeptPart::kInput) continue;
-      EXPECT_TRUE(
-          at::equal(kept.OfSegment(layer, part, {5, 6}, at::kFloat), Value(layer, static_cast<int64_t>(part))));
+      EXPECT_TRUE(at::equal(kept.OfSegment(layer, part, {5, 6}, at::kFloat), Value(layer, static_cast<int64_t>(part))));
     }
   }
   EXPECT_THROW(kept.OfSegment(0, KeptPart::kInput, {5, 6}, at::kFloat), c10::Error);

@@ -1,4 +1,5 @@
-// The planner's prediction against what a counting allocator sees of real training steps, and what a steady step allocates.
+// The planner's prediction against what a counting allocator sees of real training steps, and what a steady step
+// allocates.
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -116,7 +117,8 @@ TEST_F(PlannedMemoryTest, EveryMethodContextAndPolicyOfLlamaIsPredictedWithin5Pe
   WriteModel(Shape());
   for (const MethodKind method : {MethodKind::kLora, MethodKind::kLongLora, MethodKind::kFull}) {
     for (const int64_t context : {256, 1024}) {
-      ExpectPredictedForEveryPolicy(Spec(method, context), fmt::format("method {}, {}", static_cast<int>(method), context));
+      ExpectPredictedForEveryPolicy(Spec(method, context),
+                                    fmt::format("method {}, {}", static_cast<int>(method), context));
     }
   }
 }
@@ -157,7 +159,8 @@ TEST_F(PlannedMemoryTest, SeveralSequencesFullAttentionAndDropoutArePredictedWit
 // What stays for the allocator in a step: see ListedAllocation, and small tensors such as loss targets of a tile.
 TEST_F(PlannedMemoryTest, AStepLeavesLiveBytesAsTheyWereAndAllocatesOnlyWhatIsListed) {
   WriteModel(Shape());
-  for (const MethodKind method : {MethodKind::kLora, MethodKind::kLongLora, MethodKind::kFull, MethodKind::kQlongLora}) {
+  for (const MethodKind method :
+       {MethodKind::kLora, MethodKind::kLongLora, MethodKind::kFull, MethodKind::kQlongLora}) {
     for (const auto keep : {KeepPolicy::kInput, KeepPolicy::kQueryKeyValue, KeepPolicy::kGateUp}) {
       for (const int64_t every : {1, 3}) {
         const jobfile::JobSpec spec = Spec(method, 1024);

@@ -116,7 +116,7 @@ class CausalLm {
     int64_t host_bytes = 0;
     double host_wait_seconds = 0;  // that passes waited for copies to and from host memory, so far
   };
-  virtual MemoryUse memory_use() const = 0;
+  virtual MemoryUse memory_use() const { return {}; }
 
   // Tells the model that values of trainables changed (after an optimizer step or a load).
   virtual void ValuesChanged() = 0;
