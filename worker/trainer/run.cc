@@ -328,6 +328,7 @@ void JobRun::TrainPhase() {
   resume_.reset();  // the moments are the loop's now
   if (loop.Run() == TrainLoop::Outcome::kStopped) throw StopRequested{};
   loop.HandleRecorded();
+  model_->ReleaseBuffers();
   resume_.emplace();
   resume_->state = loop.state();
   resume_->name = ToString(CheckpointName{loop.state().step, attempt_});
