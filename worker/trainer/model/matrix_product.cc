@@ -42,7 +42,8 @@ bool OneDnnTakes(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out
 
 void MultiplyInto(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out, const ProductScale& scale) {
   if (OneDnnTakes(a, b, out)) {
-    const ListedAllocation scratch;  // oneDNN's own, some hundred KiB
+    const ListedAllocation
+        scratch;  // oneDNN's own, some hundred KiB; a copy of b in its layout comes out of its own heap
     at::native::mkldnn_matmul(a, b, out, static_cast<float>(scale.of_out), static_cast<float>(scale.of_product));
     return;
   }
