@@ -106,7 +106,7 @@ struct Flags {
   int64_t threads = 0;            // 0: resources.threads_per_slot
   int64_t slot_memory_bytes = 0;  // 0: the machine's
   std::string resume_from;
-  std::string tokens, out;  // of the probe
+  std::string tokens, out;  // of the probe; tokens also of measure
   GenerateOptions generate;
 };
 
@@ -177,13 +177,14 @@ int ProbeCommand(const Flags& flags) {
   }
 }
 
-// The tokens are random: a job's data is named, but not read.
+// The tokens are random, or those of --tokens: a job's data is named, but not read.
 int MeasureCommand(const Flags& flags) {
   try {
     MeasureOptions options;
     options.spec = ReadSpec(flags.spec_path);
     options.threads = flags.threads > 0 ? flags.threads : options.spec.resources.threads_per_slot;
     if (flags.slot_memory_bytes > 0) options.slot_memory_bytes = flags.slot_memory_bytes;
+    options.tokens_path = flags.tokens;
     at::set_num_threads(static_cast<int>(options.threads));
     CommunicatorOptions ranks;
     ranks.rank = flags.run.rank;
@@ -219,9 +220,10 @@ int GenerateCommand(const Flags& flags) {
 }
 
 void AddMeasure(CLI::App& app, Flags& flags) {
-  CLI::App* command = app.add_subcommand(
-      "measure", "one training step on random tokens for every line of standard input; answers in lines of JSON");
+  CLI::App* command =
+      app.add_subcommand("measure", "one training step for every line of standard input; answers in lines of JSON");
   command->add_option("spec", flags.spec_path, "the job file, in JSON")->required();
+  command->add_option("--tokens", flags.tokens, "input_ids of the job's sequences, safetensors; default: random ones");
   AddRankFlags(*command, flags);
   command->callback([&flags] { flags.command = "measure"; });
 }

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
+#include <fmt/format.h>
 #include <sys/resource.h>
 
 #include <chrono>
@@ -15,9 +16,11 @@
 
 #include "worker/planner/plan_text.h"
 #include "worker/trainer/data/dataset.h"
+#include "worker/trainer/errors.h"
 #include "worker/trainer/memory/counting_allocator.h"
 #include "worker/trainer/memory_plan.h"
 #include "worker/trainer/model/causal_lm.h"
+#include "worker/trainer/model/safetensors.h"
 #include "worker/trainer/optim/adamw.h"
 #include "worker/trainer/optim/schedule.h"
 #include "worker/trainer/parallel/gradient_reducer.h"
@@ -57,12 +60,24 @@ std::vector<at::Tensor> Gradients(CausalLm& model) {
   return gradients;
 }
 
+at::Tensor ReadTokens(const MeasureOptions& options) {
+  if (options.tokens_path.empty()) return {};
+  const at::Tensor tokens = SafetensorsFile::Open(options.tokens_path).View("input_ids");
+  const int64_t length = options.spec.context_length;
+  if (tokens.scalar_type() != at::kLong || tokens.dim() != 2 || tokens.size(0) == 0 || tokens.size(1) != length) {
+    throw UserError(fmt::format("cannot use {}: input_ids must be (rows, {}) I64 with at least one row",
+                                options.tokens_path, length));
+  }
+  return tokens.clone();
+}
+
 class MeasuredSteps {
  public:
   MeasuredSteps(const MeasureOptions& options, const planner::JobPlan& plan, Communicator& ranks)
       : options_(options),
         ranks_(ranks),
         model_(CausalLm::Load(ModelOptionsOf(options, plan))),
+        tokens_(ReadTokens(options)),
         gradients_(Gradients(*model_)),
         optimizer_(OptimizedTensors(*model_), AdamWOptionsOf(options.spec.training)),
         reducer_(ranks, gradients_) {}
@@ -98,6 +113,8 @@ class MeasuredSteps {
     const auto reduce_begin = Clock::now();
     word = reducer_.Finish(word);
     const double allreduce = SecondsSince(reduce_begin);
+    const std::chrono::nanoseconds busy_before = std::exchange(allreduce_time_, ranks_.allreduce_time());
+    const double allreduce_busy = std::chrono::duration<double>(allreduce_time_ - busy_before).count();
     const auto optimizer_begin = Clock::now();
     for (at::Tensor& gradient : gradients_) gradient.mul_(1.0 / static_cast<double>(word.scored_tokens));
     const double norm = GlobalNorm(gradients_);
@@ -122,7 +139,8 @@ class MeasuredSteps {
             {"memory_host_bytes", use.host_bytes},
             {"allocations", memory.allocations - allocations_before},
             {"resident_peak_bytes", ResidentPeakBytes()},
-            {"allreduce_bytes", ranks_.allreduce_bytes()}};
+            {"allreduce_bytes", ranks_.allreduce_bytes() - std::exchange(allreduce_bytes_, ranks_.allreduce_bytes())},
+            {"seconds_allreduce_busy", allreduce_busy}};
   }
 
  private:
@@ -137,7 +155,12 @@ class MeasuredSteps {
   at::Tensor Ids(int64_t sequences, int64_t first) const {
     std::vector<at::Tensor> rows;
     for (int64_t row = 0; row < sequences; ++row) {
-      const auto seed = static_cast<uint64_t>(step_ * options_.spec.training.global_batch + first + row);
+      const int64_t sequence = step_ * options_.spec.training.global_batch + first + row;
+      if (tokens_.defined()) {
+        rows.push_back(tokens_.select(0, sequence % tokens_.size(0)));
+        continue;
+      }
+      const auto seed = static_cast<uint64_t>(sequence);
       rows.push_back(at::empty({options_.spec.context_length}, at::kLong)
                          .random_(0, model_->config().vocab_size, at::detail::createCPUGenerator(seed)));
     }
@@ -147,11 +170,14 @@ class MeasuredSteps {
   const MeasureOptions& options_;
   Communicator& ranks_;
   std::unique_ptr<CausalLm> model_;
+  at::Tensor tokens_;  // (rows, context_length) I64; undefined: random
   std::vector<at::Tensor> gradients_;
   AdamW optimizer_;
   GradientReducer reducer_;
   int64_t step_ = 0;
   double host_wait_before_ = 0;
+  int64_t allreduce_bytes_ = 0;
+  std::chrono::nanoseconds allreduce_time_{0};
 };
 
 }  // namespace

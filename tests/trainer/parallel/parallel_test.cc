@@ -108,6 +108,19 @@ TEST(Communicator, PublishedWordsReachTheOthersBeforeTheyJoin) {
   });
 }
 
+TEST(Communicator, AllReducesThatOverlapAreTimedOnce) {
+  AsGang(2, [&](Communicator& ranks) {
+    EXPECT_EQ(ranks.allreduce_time().count(), 0);
+    const auto begin = std::chrono::steady_clock::now();
+    std::vector<std::unique_ptr<Communicator::Pending>> pending;
+    for (int i = 0; i < 10; ++i) pending.push_back(ranks.StartAllReduce(at::zeros({10000})));
+    for (const auto& one : pending) one->Wait();
+    EXPECT_GT(ranks.allreduce_time().count(), 0);
+    EXPECT_LE(ranks.allreduce_time(), std::chrono::steady_clock::now() - begin);
+    EXPECT_EQ(ranks.allreduce_bytes(), 400000);
+  });
+}
+
 TEST(Communicator, ADeadPeerIsAnInfrastructureErrorWithinSeconds) {
   const auto begin = std::chrono::steady_clock::now();
   EXPECT_THROW(AsGang(2,

@@ -4,6 +4,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
@@ -52,6 +54,29 @@ class SingleRank : public Communicator {
   void Join() override {}
   void AllReduce(at::Tensor) override {}
   std::unique_ptr<Pending> StartAllReduce(at::Tensor) override { return std::make_unique<DonePending>(); }
+  std::chrono::nanoseconds allreduce_time() const override { return {}; }
+};
+
+// How long at least one of several things was under way that end in the order in which they began. Thread-safe.
+class BusyTime {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  void Ended(Clock::time_point begin) {
+    const std::lock_guard lock(mutex_);
+    const Clock::time_point now = Clock::now();
+    total_ += now - std::max(begin, last_end_);
+    last_end_ = now;
+  }
+  std::chrono::nanoseconds total() const {
+    const std::lock_guard lock(mutex_);
+    return total_;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  Clock::time_point last_end_;
+  std::chrono::nanoseconds total_{0};
 };
 
 class GlooPending : public Communicator::Pending {
@@ -163,9 +188,13 @@ class GlooRanks : public Communicator {
     std::vector<at::Tensor> tensors = {std::move(tensor)};
     c10d::AllreduceOptions allreduce;
     allreduce.timeout = options_.collective_timeout;
+    const auto begin = BusyTime::Clock::now();
     auto work = OrInfrastructureError(what, [&] { return group_->allreduce(tensors, allreduce); });
+    work->getFuture()->addCallback([busy = busy_, begin](auto&) { busy->Ended(begin); });
     return std::make_unique<GlooPending>(std::move(work), what);
   }
+
+  std::chrono::nanoseconds allreduce_time() const override { return busy_->total(); }
 
  private:
   std::shared_ptr<::gloo::transport::Device> MakeDevice() const {
@@ -180,6 +209,8 @@ class GlooRanks : public Communicator {
   HostPort address_;
   c10::intrusive_ptr<c10d::TCPStore> store_;
   c10::intrusive_ptr<c10d::ProcessGroupGloo> group_;
+  // Shared with the collectives: Gloo's thread ends them, and may do so after these ranks are gone.
+  const std::shared_ptr<BusyTime> busy_ = std::make_shared<BusyTime>();
 };
 
 // c10d records every collective with a stack trace, in a table of the whole process that it looks up without its lock:

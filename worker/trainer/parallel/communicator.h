@@ -56,6 +56,8 @@ class Communicator {
 
   // Bytes this rank has put into all-reduces.
   int64_t allreduce_bytes() const { return allreduce_bytes_; }
+  // How long at least one of them was under way, slow peers included. Of those that ended.
+  virtual std::chrono::nanoseconds allreduce_time() const = 0;
 
  protected:
   int64_t allreduce_bytes_ = 0;
