@@ -31,7 +31,7 @@ constexpr uint8_t kStop = 1, kCheckpointNow = 2, kStopWithoutCheckpoint = 4;
 struct CommandLine {
   std::string command, spec, work, job = "job", resume_from, manifest_sha256, advertise_address = "127.0.0.1", store,
                                    checkpoint;
-  int64_t attempt = 1, rank = 0, world_size = 1, threads = 1, lines_out_fd = -1, lines_in_fd = -1;
+  int64_t attempt = 1, rank = 0, world_size = 1, threads = 1, lines_out_fd = -1, lines_in_fd = -1, slot_memory = 0;
 };
 
 // Ends the process with an exit code, after a `failed` line.
@@ -55,7 +55,8 @@ CommandLine ParseCommandLine(int argc, char** argv) {
   const std::map<std::string, int64_t*> numbers = {
       {"--attempt", &line.attempt},           {"--rank", &line.rank},
       {"--world-size", &line.world_size},     {"--threads", &line.threads},
-      {"--lines-out-fd", &line.lines_out_fd}, {"--lines-in-fd", &line.lines_in_fd}};
+      {"--lines-out-fd", &line.lines_out_fd}, {"--lines-in-fd", &line.lines_in_fd},
+      {"--slot-memory", &line.slot_memory}};
   for (int i = 3; i < argc; i += 2) {
     if (i + 1 == argc) throw Failure{lines::kExitBadSpec, fmt::format("{} has no value", argv[i])};
     if (texts.contains(argv[i])) {

@@ -372,6 +372,10 @@ ChildOptions Daemon::CommandOf(const v1::DesiredRank& desired, const std::string
                        options_.advertise_address,
                        "--resume-from",
                        desired.resume_from().empty() ? "none" : desired.resume_from()};
+  for (const v1::Slot& slot : options_.slots) {
+    if (slot.index() != desired.slot() || slot.memory_bytes() <= 0) continue;
+    options.arguments.insert(options.arguments.end(), {"--slot-memory", std::to_string(slot.memory_bytes())});
+  }
   if (!desired.resume_from().empty()) {
     options.arguments.insert(options.arguments.end(), {"--manifest-sha256", desired.manifest_sha256()});
   }

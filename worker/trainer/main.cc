@@ -6,6 +6,7 @@
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <iostream>
@@ -18,6 +19,7 @@
 #include "worker/storage/storage.h"
 #include "worker/trainer/errors.h"
 #include "worker/trainer/generate_texts.h"
+#include "worker/trainer/measure_device.h"
 #include "worker/trainer/measure_steps.h"
 #include "worker/trainer/memory/counting_allocator.h"
 #include "worker/trainer/probe.h"
@@ -198,6 +200,15 @@ int MeasureCommand(const Flags& flags) {
   }
 }
 
+int ProfileCommand(const Flags& flags) {
+  try {
+    std::cout << planner::ToJson(MeasureDevice(std::max<int64_t>(1, flags.threads))).dump(2) << std::endl;
+    return static_cast<int>(ExitCode::kDone);
+  } catch (...) {
+    return Report(CurrentFailure(), nullptr);
+  }
+}
+
 int GenerateCommand(const Flags& flags) {
   try {
     GenerateTexts(flags.generate);
@@ -213,6 +224,13 @@ void AddMeasure(CLI::App& app, Flags& flags) {
   command->add_option("spec", flags.spec_path, "the job file, in JSON")->required();
   AddRankFlags(*command, flags);
   command->callback([&flags] { flags.command = "measure"; });
+}
+
+void AddProfile(CLI::App& app, Flags& flags) {
+  CLI::App* command =
+      app.add_subcommand("profile", "measure this machine's rates, as JSON for `longspan plan --device-profile`");
+  command->add_option("--threads", flags.threads, "CPU threads of a rank; default: 1")->check(CLI::Range(1, 4096));
+  command->callback([&flags] { flags.command = "profile"; });
 }
 
 void AddGenerate(CLI::App& app, Flags& flags) {
@@ -253,6 +271,7 @@ int Main(int argc, char** argv) {
   probe->callback([&flags] { flags.command = "probe"; });
   AddGenerate(app, flags);
   AddMeasure(app, flags);
+  AddProfile(app, flags);
   app.add_subcommand("version", "print the version")->callback([&flags] { flags.command = "version"; });
   try {
     app.parse(argc, argv);
@@ -266,6 +285,7 @@ int Main(int argc, char** argv) {
   }
   if (flags.command == "generate") return GenerateCommand(flags);
   if (flags.command == "measure") return MeasureCommand(flags);
+  if (flags.command == "profile") return ProfileCommand(flags);
   return flags.command == "probe" ? ProbeCommand(flags) : RunCommand(flags);
 }
 

@@ -62,7 +62,7 @@ class JobRun {
   void ChooseCheckpoint();
   std::optional<LoadedCheckpoint> FindNewestValid();
   LoadedCheckpoint LoadNamed(const std::string& name, const std::string& manifest_sha256, bool wait_for_it);
-  planner::MemoryPolicy ChooseMemory();
+  void ChooseMemory();
   void LoadModel();
   bool TrainingIsDone() const { return resume_ && resume_->state.step >= options_.spec.training.steps; }
   void TrainPhase();
@@ -80,6 +80,7 @@ class JobRun {
   std::string job_;
   int64_t attempt_ = 1;
   std::unique_ptr<Communicator> ranks_;
+  planner::JobPlan memory_plan_;  // of a job that trains
   std::unique_ptr<CausalLm> model_;
   std::optional<Dataset> dataset_;
   std::optional<LoadedCheckpoint> resume_;  // what training goes on from, what evaluation and export are of
@@ -254,16 +255,16 @@ void JobRun::ChooseCheckpoint() {
   ranks_->Publish("resume", resume_ ? resume_->name + " " + resume_->manifest_sha256 : "none");
 }
 
-planner::MemoryPolicy JobRun::ChooseMemory() {
+void JobRun::ChooseMemory() {
   const MemoryPlanOptions plan_options{options_.spec, options_.threads, options_.slot_memory_bytes};
   const planner::PlannedJob job = PlannedJobFor(plan_options);
-  const planner::JobPlan plan = PlanMemory(plan_options);
+  memory_plan_ = PlanMemory(plan_options);
+  const planner::JobPlan& plan = memory_plan_;
   spdlog::info("memory: {}; {} planned on the device{}", planner::PolicyText(plan.policy, job.Shape()),
                planner::BytesText(plan.memory.device_bytes()),
                plan.memory.host_activations() > 0
                    ? " and " + planner::BytesText(plan.memory.host_activations()) + " in host memory"
                    : "");
-  return plan.policy;
 }
 
 void JobRun::LoadModel() {
@@ -273,7 +274,8 @@ void JobRun::LoadModel() {
   options.spec = options_.spec;
   options.trains = trains();
   options.quantized_cache = DefaultQuantizedRoot(options_.work);
-  if (trains()) options.memory = ChooseMemory();
+  if (trains()) ChooseMemory();
+  options.memory = memory_plan_.policy;
   // Rank 0 makes the 4-bit base, the others find it in the cache.
   const bool shared = IsQuantized(options_.spec.method.kind) && options_.world_size > 1;
   if (shared && !speaks()) ranks_->Get("model loaded", [this] { session_.ThrowIfStopped(); });
@@ -319,12 +321,14 @@ void JobRun::TrainPhase() {
   train.version = kVersion;
   train.under_service = options_.resume_from.has_value();
   train.dump_gradients = options_.dump_gradients;
+  train.planned_device_bytes = memory_plan_.memory.device_bytes();
   ranks_->Join();
   joined_ = true;
   TrainLoop loop(train, *model_, *dataset_, *ranks_, session_, resume_);
   resume_.reset();  // the moments are the loop's now
   if (loop.Run() == TrainLoop::Outcome::kStopped) throw StopRequested{};
   loop.HandleRecorded();
+  model_->ReleaseBuffers();
   resume_.emplace();
   resume_->state = loop.state();
   resume_->name = ToString(CheckpointName{loop.state().step, attempt_});

@@ -15,6 +15,7 @@
 #include "worker/planner/job_shape.h"
 #include "worker/trainer/checkpoint/adapter_config.h"
 #include "worker/trainer/errors.h"
+#include "worker/trainer/memory/counting_allocator.h"
 #include "worker/trainer/model/safetensors.h"
 #include "worker/trainer/model/token_loss.h"
 #include "worker/trainer/optim/schedule.h"
@@ -306,22 +307,28 @@ bool TrainLoop::EvaluateNow() {
 void TrainLoop::Report(const StepResult& result, double seconds) {
   if (ranks_.rank() != 0) return;
   const auto tokens = static_cast<double>(result.tokens);
+  const CausalLm::MemoryUse memory = model_.memory_use();
   lines::Progress progress{"train", state_.step, options_.spec.training.steps, {}};
-  progress.values = {{"loss", result.loss},
-                     {"grad_norm", result.norm},
-                     {"learning_rate", result.learning_rate},
-                     {"tokens_total", static_cast<double>(state_.tokens_total)},
-                     {"tokens_per_second", tokens / seconds},
-                     {"model_flops_total", state_.model_flops_total},
-                     {"nonfinite_steps", static_cast<double>(state_.nonfinite_steps)},
-                     {"memory_peak_bytes", static_cast<double>(state_.memory_peak_bytes)},
-                     {"allreduce_bytes_total", static_cast<double>(ranks_.allreduce_bytes())},
-                     {"seconds_step", seconds},
-                     {"seconds_data", result.times.data},
-                     {"seconds_forward", result.times.forward},
-                     {"seconds_backward", result.times.backward},
-                     {"seconds_allreduce", result.times.allreduce},
-                     {"seconds_optimizer", result.times.optimizer}};
+  progress.values = {
+      {"loss", result.loss},
+      {"grad_norm", result.norm},
+      {"learning_rate", result.learning_rate},
+      {"tokens_total", static_cast<double>(state_.tokens_total)},
+      {"tokens_per_second", tokens / seconds},
+      {"model_flops_total", state_.model_flops_total},
+      {"nonfinite_steps", static_cast<double>(state_.nonfinite_steps)},
+      {"memory_peak_bytes", static_cast<double>(state_.memory_peak_bytes)},
+      {"memory_device_peak_bytes", static_cast<double>(DeviceMemoryNow().peak_bytes)},
+      {"memory_planned_bytes", static_cast<double>(options_.planned_device_bytes)},
+      {"memory_host_bytes", static_cast<double>(memory.host_bytes)},
+      {"allreduce_bytes_total", static_cast<double>(ranks_.allreduce_bytes())},
+      {"seconds_step", seconds},
+      {"seconds_data", result.times.data},
+      {"seconds_forward", result.times.forward},
+      {"seconds_backward", result.times.backward},
+      {"seconds_allreduce", result.times.allreduce},
+      {"seconds_optimizer", result.times.optimizer},
+      {"seconds_host_wait", memory.host_wait_seconds - std::exchange(host_wait_before_, memory.host_wait_seconds)}};
   // What the training had to wait for the checkpoint after the step before.
   if (seconds_checkpoint_ > 0) progress.values["seconds_checkpoint"] = std::exchange(seconds_checkpoint_, 0);
   session_.Send(progress);

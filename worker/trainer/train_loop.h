@@ -43,6 +43,7 @@ struct TrainOptions {
   std::string version;
   bool under_service = false;            // then checkpoints are deleted only after the server recorded a newer one
   std::filesystem::path dump_gradients;  // empty: no
+  int64_t planned_device_bytes = 0;      // the planner's prediction, reported beside what is counted
 };
 
 class TrainLoop {
@@ -100,6 +101,7 @@ class TrainLoop {
   std::chrono::steady_clock::time_point begin_;
   int64_t last_saved_step_ = -1;
   double seconds_checkpoint_ = 0;  // not yet reported
+  double host_wait_before_ = 0;    // seconds that earlier steps waited for copies to and from host memory
   std::ofstream progress_;
 };
 

@@ -126,10 +126,11 @@ TEST_F(DaemonTest, RunsARankWithItsCommandLineAndUploadsItsLog) {
   EXPECT_EQ(exit.failure_class(), v1::FAILURE_CLASS_UNSPECIFIED);
   ASSERT_TRUE(fleet_.WaitFor([&](const FakeFleet& fleet) { return fleet.Log(key_).ends_with(" 2\n"); }));
   const std::string log = fleet_.Locked([&](const FakeFleet& fleet) { return fleet.Log(key_); });
-  EXPECT_THAT(
-      log, HasSubstr(" --work " + scratch_ / "storage/jobs/job-1" +
-                     " --job job-1 --attempt 1 --rank 0 --world-size 1 --lines-out-fd 3 --lines-in-fd 4 --threads 2 "
-                     "--advertise-address 127.0.0.1 --resume-from step-00000010.attempt-1 --manifest-sha256 ab12\n"));
+  EXPECT_THAT(log,
+              HasSubstr(" --work " + scratch_ / "storage/jobs/job-1" +
+                        " --job job-1 --attempt 1 --rank 0 --world-size 1 --lines-out-fd 3 --lines-in-fd 4 --threads 2 "
+                        "--advertise-address 127.0.0.1 --resume-from step-00000010.attempt-1 --slot-memory 536870912 "
+                        "--manifest-sha256 ab12\n"));
   EXPECT_THAT(log, HasSubstr("run " + state_dir_->path() + "/ranks/job-1.attempt-1.rank-0/spec.json"));
   EXPECT_THAT(log, HasSubstr("\n{\"name\": \"test\"} 2\n"));
   // The acknowledged end is not reported again, and does not start again though it is still wanted.

@@ -91,6 +91,10 @@ class Decoder : public CausalLm {
   }
 
   void ValuesChanged() override { values_changed_ = true; }
+  void ReleaseBuffers() override {
+    arena_.Release();
+    kept_.Release();
+  }
   MemoryUse memory_use() const override {
     return {arena_.bytes(), kept_.device_bytes(), kept_.host_bytes(), kept_.wait_seconds()};
   }

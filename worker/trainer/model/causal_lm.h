@@ -122,7 +122,9 @@ class CausalLm {
     int64_t host_bytes = 0;
     double host_wait_seconds = 0;  // that passes waited for copies to and from host memory, so far
   };
-  virtual MemoryUse memory_use() const = 0;
+  virtual MemoryUse memory_use() const { return {}; }
+  // Gives the buffers of passes back; the next pass takes its own. For the end of a phase.
+  virtual void ReleaseBuffers() {}
 
   // Tells the model that values of trainables changed (after an optimizer step or a load).
   virtual void ValuesChanged() = 0;
