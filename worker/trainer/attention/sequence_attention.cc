@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "worker/trainer/attention/block_attention.h"
+#include "worker/trainer/attention/sliding_window.h"
 
 namespace longspan::trainer {
 namespace {
@@ -279,6 +280,25 @@ void SequenceAttention::RingForward(const at::Tensor& q, const at::Tensor& k, co
     const Block block = line.Next(hop);
     BlockForward(part_queries, {{block.k(), block.v()}}, setting);
     JoinSoftmax(queries.out, queries.logsumexp, part_queries.out, part_queries.logsumexp);
+  }
+  line.Finish();
+}
+
+void SequenceAttention::ForwardWindow(int64_t window, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                      const at::Tensor& out, const std::vector<at::Tensor>& logsumexp) {
+  TORCH_CHECK(plan_.traffic == SequenceTraffic::kRing, "a window goes with full attention");
+  BlockLine line(*this, k, v);
+  const AttentionCall& own = plan_.calls.at(0);
+  const at::Tensor queries = QueryView(q, own), outs = QueryView(out, own);
+  WindowPart part;
+  part.window = window;
+  part.first_query = part.first_key = plan_.shares[static_cast<size_t>(plan_.rank)].first;
+  WindowPartForward(part, queries, KeyValueView(k, own), KeyValueView(v, own), outs, logsumexp.at(0));
+  part.joins = true;
+  for (int64_t hop = 1; hop <= plan_.rank; ++hop) {
+    const Block block = line.Next(hop);
+    part.first_key = plan_.shares[static_cast<size_t>(plan_.rank - hop)].first;
+    WindowPartForward(part, queries, block.k(), block.v(), outs, logsumexp.at(0));
   }
   line.Finish();
 }

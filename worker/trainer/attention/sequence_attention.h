@@ -75,6 +75,9 @@ class SequenceAttention {
   // As AttentionForward and AttentionBackward of the plan's calls. fp32 on the CPU wants a workspace in `setting`.
   void Forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& out,
                const std::vector<at::Tensor>& logsumexp, const FlashSetting& setting);
+  // Full attention through a window (sliding_window.h), forward only.
+  void ForwardWindow(int64_t window, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const at::Tensor& out, const std::vector<at::Tensor>& logsumexp);
   void Backward(const AttentionInputs& inputs, const std::vector<at::Tensor>& logsumexp, const at::Tensor& out_gradient,
                 const AttentionGradients& gradients, const FlashSetting& setting);
 

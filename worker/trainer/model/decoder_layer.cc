@@ -200,6 +200,8 @@ void Layer::Attend(const HeadViews& heads, const Attention& attention) {
   const int64_t window = pass_.windowed ? weights_.window : 0;
   if (pass_.cached != nullptr) {
     AttendCached(*pass_.cached, {layer_, window}, heads.q, heads.k, heads.v, out);
+  } else if (window > 0 && sequence_) {
+    sequence_->ForwardWindow(window, heads.q, heads.k, heads.v, out, attention.logsumexp);
   } else if (window > 0) {
     SlidingWindowAttention(pass_.attention_shape, window, heads.q, heads.k, heads.v, out);
   } else if (sequence_) {
