@@ -1,4 +1,5 @@
 // Sequences whose tokens lie on several ranks: loss, gradients, logits and evaluation are those of one rank.
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include <map>
@@ -7,6 +8,8 @@
 
 #include "tests/trainer/parallel/gang.h"
 #include "tests/trainer/tiny_llama.h"
+#include "worker/planner/rank_memory.h"
+#include "worker/trainer/attention/flash_cpu.h"
 #include "worker/trainer/data/dataset.h"
 #include "worker/trainer/model/causal_lm.h"
 #include "worker/trainer/parallel/gradient_reducer.h"
@@ -341,6 +344,57 @@ TEST_F(SequenceTest, EvaluationIsOneRanksAtEveryLength) {
         CausalLm::EvaluationOptions alone = options;
         alone.alone = true;
         EXPECT_EQ(model->Evaluate(ids, ids, alone).loss, expected.loss);
+      });
+    }
+  }
+}
+
+TEST_F(SequenceTest, EvaluationThroughASlidingWindowIsOneRanks) {
+  for (const int64_t window : {1, 5, 16, 40, 1000}) {
+    TinyShape shape;
+    shape.changes = {{"architectures", {"MistralForCausalLM"}}, {"model_type", "mistral"}, {"sliding_window", window}};
+    UseModel(shape);
+    for (const int64_t tokens : {7, 64, 131}) {
+      const at::Tensor ids = RandomIds(2, tokens, shape_.vocab);
+      CausalLm::EvaluationOptions options;
+      options.rope = RopeScaling::kOriginal;
+      options.adapted = false;
+      const LossSum expected = Load(nullptr)->Evaluate(ids, ids, options);
+      AsGang(4, [&](Communicator& ranks) {
+        SequenceRanks sequence(ranks, 4);
+        const LossSum share = Load(&sequence)->Evaluate(ids, ids, options);
+        ControlWord word;
+        word.loss_sum = share.loss;
+        word.scored_tokens = share.tokens;
+        word = ReduceControlWord(ranks, word);
+        EXPECT_EQ(word.scored_tokens, expected.tokens);
+        EXPECT_NEAR(word.loss_sum / expected.loss, 1.0, 1e-6) << "window " << window << " tokens " << tokens;
+      });
+    }
+  }
+}
+
+TEST_F(SequenceTest, ThePlannedArenaIsTheOneThatIsUsed) {
+  for (const auto kind : kKinds) {
+    for (const int64_t ranks_of_sequence : {2, 4}) {
+      options_.spec.attention.kind = kind;
+      options_.spec.resources.slots = ranks_of_sequence;
+      options_.spec.resources.sequence_parallel = ranks_of_sequence;
+      options_.spec.training.global_batch = options_.spec.training.micro_batch.emplace(2);
+      options_.spec.training.dtype = jobfile::TrainingDtype::kFp32;
+      const at::Tensor ids = Ids(2);
+      AsGang(ranks_of_sequence, [&](Communicator& ranks) {
+        SequenceRanks sequence(ranks, ranks_of_sequence);
+        const auto model = Load(&sequence);
+        Batch batch;
+        batch.input_ids = batch.labels = ids;
+        model->ForwardBackward(batch);
+        planner::PlannedJob job = planner::PlannedJobOf(options_.spec, model->config(), model->adapter(),
+                                                        planner::CpuProfile(at::get_num_threads()));
+        job.attention_scratch_bytes = [](const planner::StepShape& shape) {
+          return 4 * FlashWorkspaceSize(shape.head_dim, at::get_num_threads());
+        };
+        EXPECT_EQ(model->memory_use().arena_bytes, planner::MemoryOfRank(job, options_.memory).workspace);
       });
     }
   }
