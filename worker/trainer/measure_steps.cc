@@ -24,6 +24,7 @@
 #include "worker/trainer/optim/adamw.h"
 #include "worker/trainer/optim/schedule.h"
 #include "worker/trainer/parallel/gradient_reducer.h"
+#include "worker/trainer/parallel/sequence_ranks.h"
 
 namespace longspan::trainer {
 namespace {
@@ -76,14 +77,16 @@ class MeasuredSteps {
   MeasuredSteps(const MeasureOptions& options, const planner::JobPlan& plan, Communicator& ranks)
       : options_(options),
         ranks_(ranks),
-        model_(CausalLm::Load(ModelOptionsOf(options, plan))),
+        sequence_(ranks, jobfile::RanksPerSequence(options.spec)),
+        model_(CausalLm::Load(ModelOptionsOf(options, plan, &sequence_))),
         tokens_(ReadTokens(options)),
         gradients_(Gradients(*model_)),
         optimizer_(OptimizedTensors(*model_), AdamWOptionsOf(options.spec.training)),
         reducer_(ranks, gradients_) {}
 
   nlohmann::json Step() {
-    const BatchSlice slice = SliceOfRank(options_.spec.training.global_batch, ranks_.rank(), ranks_.world_size());
+    const BatchSlice slice = SliceOfRank(options_.spec.training.global_batch, sequence_.group(), sequence_.groups());
+    const double exchange_before = sequence_.wait_seconds();
     const int64_t micro = std::max<int64_t>(1, options_.spec.training.micro_batch.value_or(1));
     ResetDeviceMemoryPeak();
     const int64_t allocations_before = DeviceMemoryNow().allocations;
@@ -131,6 +134,7 @@ class MeasuredSteps {
             {"seconds_backward", backward},
             {"seconds_allreduce", allreduce},
             {"seconds_optimizer", optimizer},
+            {"seconds_exchange", sequence_.wait_seconds() - exchange_before},
             {"seconds_host_wait", use.host_wait_seconds - std::exchange(host_wait_before_, use.host_wait_seconds)},
             {"loss", word.loss_sum / static_cast<double>(word.scored_tokens)},
             {"grad_norm", norm},
@@ -140,14 +144,17 @@ class MeasuredSteps {
             {"allocations", memory.allocations - allocations_before},
             {"resident_peak_bytes", ResidentPeakBytes()},
             {"allreduce_bytes", ranks_.allreduce_bytes() - std::exchange(allreduce_bytes_, ranks_.allreduce_bytes())},
-            {"seconds_allreduce_busy", allreduce_busy}};
+            {"seconds_allreduce_busy", allreduce_busy},
+            {"exchanged_bytes", ranks_.exchanged_bytes()}};
   }
 
  private:
-  static ModelOptions ModelOptionsOf(const MeasureOptions& options, const planner::JobPlan& plan) {
+  static ModelOptions ModelOptionsOf(const MeasureOptions& options, const planner::JobPlan& plan,
+                                     SequenceRanks* sequence) {
     ModelOptions model;
     model.spec = options.spec;
     model.memory = plan.policy;
+    model.sequence = sequence;
     return model;
   }
 
@@ -169,6 +176,7 @@ class MeasuredSteps {
 
   const MeasureOptions& options_;
   Communicator& ranks_;
+  SequenceRanks sequence_;
   std::unique_ptr<CausalLm> model_;
   at::Tensor tokens_;  // (rows, context_length) I64; undefined: random
   std::vector<at::Tensor> gradients_;

@@ -30,7 +30,12 @@ class FakeModel : public CausalLm {
   LossSum Evaluate(const at::Tensor& ids, const at::Tensor& labels, const EvaluationOptions& options) override {
     ++calls;
     EXPECT_TRUE(ids.equal(labels));
-    const at::Tensor scored = labels.narrow(1, 1, labels.size(1) - 1);
+    at::Tensor scored = labels.narrow(1, 1, labels.size(1) - 1);
+    if (sequence != nullptr && sequence->size() > 1 && !options.alone) {
+      EXPECT_GT(ids.size(1), 50);
+      const SequenceShare share = SharesOf(scored.size(1), 2)[static_cast<size_t>(sequence->rank())];
+      scored = scored.narrow(1, share.first, share.tokens);
+    }
     const double scale = (options.adapted ? 0.5 : 1.0) * (options.rope == RopeScaling::kOriginal ? 1.0 : 1.25) / 1000;
     return {scored.sum().item<double>() * scale, scored.numel()};
   }
@@ -38,6 +43,7 @@ class FakeModel : public CausalLm {
   void ForEachMergedTensor(const std::function<void(const std::string&, const at::Tensor&)>&) override {}
   void ValuesChanged() override {}
   int calls = 0;
+  const SequenceRanks* sequence = nullptr;
 
  private:
   ModelConfig config_;
@@ -71,8 +77,8 @@ class PerplexityTest : public ::testing::Test {
     return sum / static_cast<double>(tokens);
   }
 
-  // Each of two ranks has the rows that one rank alone has.
-  void ExpectTwoRanksGiveTheRowsOfOne() {
+  // Each of two ranks has the rows that one rank alone has. `shares`: both have every sequence.
+  void ExpectTwoRanksGiveTheRowsOfOne(bool shares = false) {
     FakeModel alone;
     auto single = Communicator::OpenStore({});
     const auto expected = EvaluatePerplexity(alone, *dataset_, *single, plan_, {}).rows;
@@ -88,7 +94,12 @@ class PerplexityTest : public ::testing::Test {
       if (rank == 0) address.set_value(ranks->store_address());
       ranks->Join();
       FakeModel model;
-      auto rows = EvaluatePerplexity(model, *dataset_, *ranks, plan_, {}).rows;
+      SequenceRanks sequence(*ranks, shares ? 2 : 1);
+      model.sequence = &sequence;
+      EvaluationPlan plan = plan_;
+      plan.sequence = &sequence;
+      plan.whole_tokens_max = 50;
+      auto rows = EvaluatePerplexity(model, *dataset_, *ranks, plan, {}).rows;
       ranks->AllReduce(at::zeros({1}));
       return rows;
     };
@@ -129,6 +140,12 @@ TEST_F(PerplexityTest, EveryModelAtEveryLengthInOneTable) {
 }
 
 TEST_F(PerplexityTest, RanksShareTheWindowsAndAllKnowTheTable) { ExpectTwoRanksGiveTheRowsOfOne(); }
+
+TEST_F(PerplexityTest, RanksThatShareSequencesShareLongWindowsAndHaveShortOnesAlone) {
+  ExpectTwoRanksGiveTheRowsOfOne(/*shares=*/true);
+  plan_.protocol = jobfile::EvaluationProtocol::kPaper;
+  ExpectTwoRanksGiveTheRowsOfOne(/*shares=*/true);
+}
 
 TEST_F(PerplexityTest, RanksShareThePapersWindowsToo) {
   plan_.protocol = jobfile::EvaluationProtocol::kPaper;

@@ -38,6 +38,8 @@ class Windows {
   }
 
   int64_t length() const { return length_; }
+  // Windows of plain text; others keep the borders of documents, which ranks cannot share.
+  bool are_plain() const { return paper_ || dataset_->row_kind() == RowKind::kJoined; }
   int64_t count() const {
     if (!paper_) return tokens_max_ > 0 ? std::min(rows_.count(), tokens_max_ / length_) : rows_.count();
     const int64_t tokens = text_tokens();
@@ -66,6 +68,27 @@ class Windows {
   bool paper_;
   Dataset::HeldOut rows_;  // not for the paper's protocol
 };
+
+// Which rank measures which windows of one length.
+struct Share {
+  BatchSlice windows;
+  SequenceRanks* sequence = nullptr;  // that the windows are shared with; null: they are this rank's alone
+};
+
+Share ShareOf(const Windows& windows, const EvaluationPlan& plan, const Communicator& ranks) {
+  const bool shared = plan.sequence != nullptr && plan.sequence->size() > 1 && windows.are_plain() &&
+                      windows.length() > plan.whole_tokens_max && windows.length() >= plan.sequence->size();
+  if (shared) {
+    return {SliceOfRank(windows.count(), plan.sequence->group(), plan.sequence->groups()), plan.sequence};
+  }
+  return {SliceOfRank(windows.count(), ranks.rank(), ranks.world_size())};
+}
+
+// Ranks that share a window stop at the same one.
+bool StopsNow(const EvaluationHooks& hooks, const Share& share) {
+  const bool stop = hooks.stop_requested && hooks.stop_requested();
+  return share.sequence == nullptr ? stop : share.sequence->AnyOf(stop);
+}
 
 }  // namespace
 
@@ -113,7 +136,7 @@ EvaluationResult EvaluatePerplexity(CausalLm& model, const Dataset& dataset, Com
       continue;
     }
     lengths.push_back(windows);
-    const BatchSlice share = SliceOfRank(windows.count(), ranks.rank(), ranks.world_size());
+    const BatchSlice share = ShareOf(windows, plan, ranks).windows;
     all_windows += (share.end - share.begin) * static_cast<int64_t>(plan.models.size());
   }
 
@@ -121,13 +144,14 @@ EvaluationResult EvaluatePerplexity(CausalLm& model, const Dataset& dataset, Com
     const int64_t batch_max = std::max<int64_t>(1, kTokensPerCall / windows.length());
     for (const std::string& name : plan.models) {
       ControlWord word;
-      const BatchSlice share = SliceOfRank(windows.count(), ranks.rank(), ranks.world_size());
-      for (int64_t first = share.begin; first < share.end; first += batch_max) {
-        if (hooks.stop_requested && hooks.stop_requested()) break;
-        const int64_t count = std::min(batch_max, share.end - first);
+      const Share share = ShareOf(windows, plan, ranks);
+      for (int64_t first = share.windows.begin; first < share.windows.end; first += batch_max) {
+        if (StopsNow(hooks, share)) break;
+        const int64_t count = std::min(batch_max, share.windows.end - first);
         const Batch batch = windows.Read(first, count);
         CausalLm::EvaluationOptions options = OptionsOf(name);
         options.document_ids = batch.document_ids;
+        options.alone = share.sequence == nullptr;
         const LossSum loss = model.Evaluate(batch.input_ids, batch.labels, options);
         word.loss_sum += loss.loss;
         word.scored_tokens += loss.tokens;

@@ -20,6 +20,7 @@
 #include "worker/model_config/model_config.h"
 #include "worker/planner/memory_policy.h"
 #include "worker/trainer/model/continuation.h"
+#include "worker/trainer/parallel/sequence_ranks.h"
 
 namespace longspan::trainer {
 
@@ -56,10 +57,13 @@ struct ModelOptions {
   // Adds LoRA to the base when the method has it. The parts of the spec that are read: model, context_length,
   // attention, method, rope, training.{dtype, seed}.
   jobfile::JobSpec spec;
-  bool dropout = true;          // off in the probe
-  bool trains = true;           // false: nothing is trained, so no gradient has memory and trainables() is empty
-  MemoryPolicy memory;          // what layers keep, and the sizes of tiles; changes nothing beyond rounding
-  bool plans_buffers = true;    // false: every buffer has memory of its own, which the tests compare with
+  bool dropout = true;        // off in the probe
+  bool trains = true;         // false: nothing is trained, so no gradient has memory and trainables() is empty
+  MemoryPolicy memory;        // what layers keep, and the sizes of tiles; changes nothing beyond rounding
+  bool plans_buffers = true;  // false: every buffer has memory of its own, which the tests compare with
+  // Ranks that share their sequences: all of them call ForwardBackward, TrainingLogits and Evaluate with the same whole
+  // sequences, in the same order, and each computes and returns its share. Outlives the model. Null: not shared.
+  SequenceRanks* sequence = nullptr;
   std::string quantized_cache;  // folder where qlora and qlonglora keep the 4-bit base; empty: it is made in memory
 };
 
@@ -84,7 +88,8 @@ class CausalLm {
   virtual void ZeroGradients() = 0;
   // Training attention (S2 or full, as the spec says), extended positions. Adds to every gradient.
   virtual LossSum ForwardBackward(const Batch& batch, const GradientReady& ready = {}) = 0;
-  // (B, T, V) fp32 logits with the training attention; for the probe. document_ids as in Batch, or undefined.
+  // (B, T, V) fp32 logits with the training attention, of a share of T where it is shared; for the probe. document_ids
+  // as in Batch, or undefined.
   virtual at::Tensor TrainingLogits(const at::Tensor& input_ids, const at::Tensor& document_ids) = 0;
   at::Tensor TrainingLogits(const at::Tensor& input_ids) { return TrainingLogits(input_ids, {}); }
 
@@ -96,6 +101,7 @@ class CausalLm {
     // Of a 4-bit base: the folder's own weights in the place of the dequantized ones, read layer by layer.
     bool original_weights = false;
     at::Tensor document_ids{};  // as in Batch; full attention within each document
+    bool alone = false;         // where ranks share sequences: these are this rank's own, which it computes whole
   };
   virtual LossSum Evaluate(const at::Tensor& input_ids, const at::Tensor& labels, const EvaluationOptions& options) = 0;
 

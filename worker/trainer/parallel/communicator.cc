@@ -20,6 +20,7 @@
 namespace longspan::trainer {
 namespace {
 
+constexpr int kExchangeTag = 1;  // Gloo keeps the messages of a pair of ranks under one tag in order
 constexpr auto kGetInterval = std::chrono::milliseconds(50);  // between two looks for a word of rank 0
 
 // Runs a c10d call; whatever it throws means that a peer or the network failed.
@@ -55,6 +56,10 @@ class SingleRank : public Communicator {
   void AllReduce(at::Tensor) override {}
   std::unique_ptr<Pending> StartAllReduce(at::Tensor) override { return std::make_unique<DonePending>(); }
   std::chrono::nanoseconds allreduce_time() const override { return {}; }
+  std::unique_ptr<Pending> StartExchange(const Exchange& exchange) override {
+    TORCH_CHECK(!exchange.sent.defined() && !exchange.received.defined(), "a single rank has nobody to exchange with");
+    return std::make_unique<DonePending>();
+  }
 };
 
 // How long at least one of several things was under way that end in the order in which they began. Thread-safe.
@@ -88,6 +93,25 @@ class GlooPending : public Communicator::Pending {
 
  private:
   c10::intrusive_ptr<c10d::Work> work_;
+  std::string what_;
+};
+
+// Either may be null.
+class GlooExchange : public Communicator::Pending {
+ public:
+  using Work = c10::intrusive_ptr<c10d::Work>;
+  GlooExchange(Work sent, Work received, std::chrono::milliseconds timeout, std::string what)
+      : sent_(std::move(sent)), received_(std::move(received)), timeout_(timeout), what_(std::move(what)) {}
+  void Wait() override {
+    OrInfrastructureError(what_, [&] {
+      if (received_) received_->wait(timeout_);
+      if (sent_) sent_->wait(timeout_);
+    });
+  }
+
+ private:
+  Work sent_, received_;
+  std::chrono::milliseconds timeout_;
   std::string what_;
 };
 
@@ -195,6 +219,22 @@ class GlooRanks : public Communicator {
   }
 
   std::chrono::nanoseconds allreduce_time() const override { return busy_->total(); }
+  std::unique_ptr<Pending> StartExchange(const Exchange& exchange) override {
+    const std::string what = "exchange with another rank (it died or hangs)";
+    c10::intrusive_ptr<c10d::Work> received, sent;
+    OrInfrastructureError(what, [&] {
+      if (exchange.received.defined()) {
+        std::vector<at::Tensor> tensors = {exchange.received};
+        received = group_->recv(tensors, static_cast<int>(exchange.from), kExchangeTag);
+      }
+      if (exchange.sent.defined()) {
+        std::vector<at::Tensor> tensors = {exchange.sent};
+        sent = group_->send(tensors, static_cast<int>(exchange.to), kExchangeTag);
+        exchanged_bytes_ += static_cast<int64_t>(exchange.sent.nbytes());
+      }
+    });
+    return std::make_unique<GlooExchange>(std::move(sent), std::move(received), options_.collective_timeout, what);
+  }
 
  private:
   std::shared_ptr<::gloo::transport::Device> MakeDevice() const {

@@ -1,8 +1,10 @@
-// How the ranks of a gang find each other and add numbers: a TCP store for the rendezvous, Gloo between CPUs.
+// How the ranks of a gang find each other, add numbers and exchange tensors: a TCP store for the rendezvous, Gloo
+// between CPUs.
 //
-// Every rank makes the same calls in the same order. World size 1 takes the same code without any network. A peer that
-// dies, or that does not answer within the timeout, gives InfrastructureError: nothing is retried, the whole gang
-// restarts. Traffic is neither encrypted nor authenticated. Not thread-safe.
+// Every rank makes the same collective calls in the same order; an exchange concerns the ranks that it names. World
+// size 1 takes the same code without any network. A peer that dies, or that does not answer within the timeout, gives
+// InfrastructureError: nothing is retried, the whole gang restarts. Traffic is neither encrypted nor authenticated. Not
+// thread-safe.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -54,13 +56,26 @@ class Communicator {
   };
   virtual std::unique_ptr<Pending> StartAllReduce(at::Tensor tensor) = 0;
 
-  // Bytes this rank has put into all-reduces.
+  // One message to another rank and one from a rank, each contiguous; undefined: none, and its rank is not read. In the
+  // background, beside the all-reduces: both tensors are left alone until Wait. Messages between two ranks arrive in
+  // the order of their starts, with the bytes that the receiver expects.
+  struct Exchange {
+    at::Tensor sent;
+    int64_t to = 0;
+    at::Tensor received;
+    int64_t from = 0;
+  };
+  virtual std::unique_ptr<Pending> StartExchange(const Exchange& exchange) = 0;
+
+  // Bytes this rank has put into all-reduces, and sent in exchanges.
   int64_t allreduce_bytes() const { return allreduce_bytes_; }
   // How long at least one of them was under way, slow peers included. Of those that ended.
   virtual std::chrono::nanoseconds allreduce_time() const = 0;
+  int64_t exchanged_bytes() const { return exchanged_bytes_; }
 
  protected:
   int64_t allreduce_bytes_ = 0;
+  int64_t exchanged_bytes_ = 0;
 };
 
 }  // namespace longspan::trainer
