@@ -141,8 +141,9 @@ class Decoder : public CausalLm {
       pass.attention = PlanFullAttention(pass.attention_shape);
     }
     pass.windowed = Windowed(options);
-    pass.rotation = Own(
-        (options.rope == RopeScaling::kOriginal ? original_positions_ : extended_positions_).Within(documents), share);
+    pass.rotation =
+        Own((options.rope == RopeScaling::kOriginal ? original_positions_ : extended_positions_).Within(documents),
+            documents, share);
     const at::Tensor hidden = Hidden(weights, pass, Own(input_ids, share));
     const at::Tensor targets = Own(ShiftedTargets(labels, options.document_ids).view_as(labels), share).view({-1});
     return TiledTokenLoss(LossInputsOf(weights, hidden, targets), options_.memory.loss_tile_tokens, {}, arena_);
@@ -234,8 +235,9 @@ class Decoder : public CausalLm {
   static at::Tensor Own(const at::Tensor& all, const SequenceShare& share) {
     return all.narrow(1, share.first, share.tokens).contiguous();
   }
-  static Rotation Own(const Rotation& all, const SequenceShare& share) {
-    if (all.positions.defined() || share.tokens == all.tokens) return all;
+  // Packed documents are never shared; under dynamic positions their table has a row for every row of the batch.
+  static Rotation Own(const Rotation& all, const PackedDocuments& documents, const SequenceShare& share) {
+    if (documents.positions.defined() || share.tokens == all.tokens) return all;
     return {all.cosine.narrow(0, share.first, share.tokens), all.sine.narrow(0, share.first, share.tokens),
             share.tokens};
   }
@@ -277,7 +279,7 @@ class Decoder : public CausalLm {
     } else {
       pass.attention = PlanTrainingAttention(options_.spec, ShapeOf(input_ids, documents));
     }
-    pass.rotation = Own(extended_positions_.Within(documents), share);
+    pass.rotation = Own(extended_positions_.Within(documents), documents, share);
     return pass;
   }
 
