@@ -25,6 +25,7 @@
 #include "worker/trainer/optim/schedule.h"
 #include "worker/trainer/parallel/gradient_reducer.h"
 #include "worker/trainer/parallel/sequence_ranks.h"
+#include "worker/trainer/trained_tensors.h"
 
 namespace longspan::trainer {
 namespace {
@@ -46,19 +47,6 @@ int64_t ResidentPeakBytes() {
   rusage usage{};
   ::getrusage(RUSAGE_SELF, &usage);
   return int64_t{usage.ru_maxrss} * 1024;
-}
-
-std::vector<OptimizedTensor> OptimizedTensors(CausalLm& model) {
-  std::vector<OptimizedTensor> tensors;
-  for (const Trainable& trainable : model.trainables())
-    tensors.push_back({trainable.name, trainable.value, trainable.gradient});
-  return tensors;
-}
-
-std::vector<at::Tensor> Gradients(CausalLm& model) {
-  std::vector<at::Tensor> gradients;
-  for (const Trainable& trainable : model.trainables()) gradients.push_back(trainable.gradient);
-  return gradients;
 }
 
 at::Tensor ReadTokens(const MeasureOptions& options) {

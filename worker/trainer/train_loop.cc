@@ -1,4 +1,5 @@
 #include "worker/trainer/train_loop.h"
+#include "worker/trainer/trained_tensors.h"
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
@@ -30,19 +31,6 @@ static_assert(kUnscoredLabel == kIgnoredLabel);
 using Clock = std::chrono::steady_clock;
 
 double SecondsSince(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
-
-std::vector<OptimizedTensor> OptimizedTensors(CausalLm& model) {
-  std::vector<OptimizedTensor> tensors;
-  for (const Trainable& trainable : model.trainables())
-    tensors.push_back({trainable.name, trainable.value, trainable.gradient});
-  return tensors;
-}
-
-std::vector<at::Tensor> Gradients(CausalLm& model) {
-  std::vector<at::Tensor> gradients;
-  for (const Trainable& trainable : model.trainables()) gradients.push_back(trainable.gradient);
-  return gradients;
-}
 
 // Of one document, or of one sequence of joined ones.
 double TrainingFlops(const jobfile::JobSpec& spec, const ModelConfig& config, int64_t tokens) {

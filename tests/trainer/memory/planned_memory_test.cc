@@ -10,6 +10,7 @@
 #include "worker/trainer/memory_plan.h"
 #include "worker/trainer/optim/adamw.h"
 #include "worker/trainer/parallel/gradient_reducer.h"
+#include "worker/trainer/trained_tensors.h"
 
 namespace longspan::trainer {
 namespace {
@@ -52,12 +53,8 @@ class PlannedMemoryTest : public ::testing::Test {
       options.spec = spec;
       options.memory = policy;
       model = CausalLm::Load(options);
-      std::vector<OptimizedTensor> optimized;
-      for (const Trainable& trainable : model->trainables()) {
-        optimized.push_back({trainable.name, trainable.value, trainable.gradient});
-        gradients.push_back(trainable.gradient);
-      }
-      optimizer = std::make_unique<AdamW>(std::move(optimized), AdamWOptions{});
+      gradients = Gradients(*model);
+      optimizer = std::make_unique<AdamW>(OptimizedTensors(*model), AdamWOptions{});
       ranks = Communicator::OpenStore({});
       reducer = std::make_unique<GradientReducer>(*ranks, gradients);
     }
