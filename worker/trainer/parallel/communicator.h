@@ -54,11 +54,19 @@ class Communicator {
   };
   virtual std::unique_ptr<Pending> StartAllReduce(at::Tensor tensor) = 0;
 
+  // Puts every rank's `local` (S) one behind the other into `out` (world_size · S), both contiguous, of one dtype and
+  // alive until Wait. In the background and without a copy of its own; starts in the same order on every rank, but
+  // independent of all-reduces. With equal ranks it takes as long as the slowest link needs for (world_size - 1) · S.
+  virtual std::unique_ptr<Pending> StartAllGather(const at::Tensor& local, const at::Tensor& out) = 0;
+
   // Bytes this rank has put into all-reduces.
   int64_t allreduce_bytes() const { return allreduce_bytes_; }
+  // Bytes this rank has received in all-gathers.
+  int64_t allgather_bytes() const { return allgather_bytes_; }
 
  protected:
   int64_t allreduce_bytes_ = 0;
+  int64_t allgather_bytes_ = 0;
 };
 
 }  // namespace longspan::trainer
