@@ -165,6 +165,7 @@ struct CheckpointSection {
 struct ResourcesSection {
   int64_t slots = 1;             // ranks of the gang, one slot each
   int64_t threads_per_slot = 1;  // CPU threads of a rank
+  bool shard_weights = false;    // each rank holds a part of the frozen linear weights
 };
 
 struct OutputSection {
