@@ -4,7 +4,7 @@
 //             + host copies that the computation does not hide
 //
 // Pure. An estimate: kernels are taken to reach the profile's rates at any size, nothing overlaps but host copies, and
-// the time that ranks wait for one another (the all-reduce, an uneven batch) is not in it.
+// the time that ranks wait for one another (the all-reduce, gathers of shared weights, an uneven batch) is not in it.
 #pragma once
 
 #include <cstdint>
