@@ -8,6 +8,7 @@
 #include <future>
 #include <memory>
 
+#include "tests/trainer/parallel/gang.h"
 #include "tests/trainer/run/tiny_job.h"
 #include "worker/trainer/data/prepare.h"
 
@@ -37,7 +38,13 @@ class FakeModel : public CausalLm {
   at::Tensor Continue(const std::vector<Continuation>&, const EvaluationOptions&) override { return {}; }
   void ForEachMergedTensor(const std::function<void(const std::string&, const at::Tensor&)>&) override {}
   void ValuesChanged() override {}
-  int calls = 0;
+  bool shares_weights() const override { return shares; }
+  void TakePart(PassKind kind) override {
+    EXPECT_EQ(kind, PassKind::kForward);
+    ++parts_taken;
+  }
+  int calls = 0, parts_taken = 0;
+  bool shares = false;
 
  private:
   ModelConfig config_;
@@ -71,8 +78,9 @@ class PerplexityTest : public ::testing::Test {
     return sum / static_cast<double>(tokens);
   }
 
-  // Each of two ranks has the rows that one rank alone has.
-  void ExpectTwoRanksGiveTheRowsOfOne() {
+  // Each of two ranks has the rows that one rank alone has, and makes as many passes as the other where weights are
+  // shared.
+  void ExpectTwoRanksGiveTheRowsOfOne(bool shares_weights = false) {
     FakeModel alone;
     auto single = Communicator::OpenStore({});
     const auto expected = EvaluatePerplexity(alone, *dataset_, *single, plan_, {}).rows;
@@ -88,8 +96,16 @@ class PerplexityTest : public ::testing::Test {
       if (rank == 0) address.set_value(ranks->store_address());
       ranks->Join();
       FakeModel model;
+      model.shares = shares_weights;
       auto rows = EvaluatePerplexity(model, *dataset_, *ranks, plan_, {}).rows;
-      ranks->AllReduce(at::zeros({1}));
+      const at::Tensor passes = at::scalar_tensor(model.calls + model.parts_taken, at::kDouble);
+      ranks->AllReduce(passes);
+      if (shares_weights) {
+        EXPECT_EQ(passes.item<double>(), 2.0 * (model.calls + model.parts_taken));
+        EXPECT_EQ(model.parts_taken > 0, rank == 0);
+      } else {
+        EXPECT_EQ(model.parts_taken, 0);
+      }
       return rows;
     };
     auto second = std::async(std::launch::async, as_rank, 1);
@@ -129,6 +145,22 @@ TEST_F(PerplexityTest, EveryModelAtEveryLengthInOneTable) {
 }
 
 TEST_F(PerplexityTest, RanksShareTheWindowsAndAllKnowTheTable) { ExpectTwoRanksGiveTheRowsOfOne(); }
+
+TEST_F(PerplexityTest, WhereRanksShareWeightsOneWithoutAWindowTakesPartInThePassesOfTheOther) {
+  plan_.lengths = {32, dataset_->heldout_tokens() / 2 + 1};  // one window of the longer
+  ExpectTwoRanksGiveTheRowsOfOne(/*shares_weights=*/true);
+}
+
+TEST_F(PerplexityTest, WhereRanksShareWeightsOneThatIsStoppedStopsBothBeforeTheNextPass) {
+  testing::AsGang(2, [&](Communicator& ranks) {
+    FakeModel model;
+    model.shares = true;
+    EvaluationHooks hooks;
+    hooks.stop_requested = [&] { return ranks.rank() == 1 && model.calls >= 1; };
+    EXPECT_TRUE(EvaluatePerplexity(model, *dataset_, ranks, plan_, hooks).stopped);
+    EXPECT_EQ(model.calls + model.parts_taken, 1);
+  });
+}
 
 TEST_F(PerplexityTest, RanksShareThePapersWindowsToo) {
   plan_.protocol = jobfile::EvaluationProtocol::kPaper;

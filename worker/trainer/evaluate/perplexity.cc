@@ -67,6 +67,20 @@ class Windows {
   Dataset::HeldOut rows_;  // not for the paper's protocol
 };
 
+// Calls of the model for this rank's windows; where ranks share weights, as many as the rank with most has.
+int64_t CallsOf(int64_t windows, int64_t batch_max, const CausalLm& model, const Communicator& ranks) {
+  const BatchSlice share = SliceOfRank(windows, ranks.rank(), ranks.world_size());
+  const int64_t count = model.shares_weights() ? LargestSlice(windows, ranks.world_size()) : share.end - share.begin;
+  return (count + batch_max - 1) / batch_max;
+}
+
+// Where ranks share weights none may leave a call to the others: they stop together.
+bool StopsNow(const EvaluationHooks& hooks, const CausalLm& model, Communicator& ranks) {
+  ControlWord word;
+  word.stop = hooks.stop_requested && hooks.stop_requested();
+  return model.shares_weights() ? ReduceControlWord(ranks, word).stop : word.stop;
+}
+
 }  // namespace
 
 nlohmann::json ToDocument(const EvaluationRow& row) {
@@ -122,8 +136,13 @@ EvaluationResult EvaluatePerplexity(CausalLm& model, const Dataset& dataset, Com
     for (const std::string& name : plan.models) {
       ControlWord word;
       const BatchSlice share = SliceOfRank(windows.count(), ranks.rank(), ranks.world_size());
-      for (int64_t first = share.begin; first < share.end; first += batch_max) {
-        if (hooks.stop_requested && hooks.stop_requested()) break;
+      const int64_t calls = CallsOf(windows.count(), batch_max, model, ranks);
+      for (int64_t call = 0; call < calls && !StopsNow(hooks, model, ranks); ++call) {
+        const int64_t first = share.begin + call * batch_max;
+        if (first >= share.end) {
+          model.TakePart(CausalLm::PassKind::kForward);
+          continue;
+        }
         const int64_t count = std::min(batch_max, share.end - first);
         const Batch batch = windows.Read(first, count);
         CausalLm::EvaluationOptions options = OptionsOf(name);
