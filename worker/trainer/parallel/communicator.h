@@ -1,4 +1,5 @@
-// How the ranks of a gang find each other and add numbers: a TCP store for the rendezvous, Gloo between CPUs.
+// How the ranks of a gang find each other, add numbers and gather parts: a TCP store for the rendezvous, Gloo between
+// CPUs.
 //
 // Every rank makes the same calls in the same order. World size 1 takes the same code without any network. A peer that
 // dies, or that does not answer within the timeout, gives InfrastructureError: nothing is retried, the whole gang
