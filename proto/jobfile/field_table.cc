@@ -610,6 +610,14 @@ void AddRunRows(std::vector<Field>& rows) {
                      .Unit("threads")
                      .In({1, 1024})
                      .Build());
+  rows.push_back(Row("resources.sequence_parallel",
+                     "Ranks that share a sequence, each with consecutive tokens of it; divides slots.",
+                     AT(resources.sequence_parallel))
+                     .Unit("ranks")
+                     .Absent("1")
+                     .In({1, 65536})
+                     .IgnoredByProbe()
+                     .Build());
   rows.push_back(Row("resources.shard_weights",
                      "Each rank holds a part of the frozen weights and gets the rest layer by layer, for models too "
                      "large for one slot; of lora and longlora.",

@@ -207,6 +207,52 @@ void CheckMaxTokens(const JobSpec& spec, std::vector<Mistake>& mistakes) {
                                   spec.evaluation.max_tokens, longest)});
 }
 
+void CheckGlobalBatch(const JobSpec& spec, std::vector<Mistake>& mistakes) {
+  if (spec.resources.slots <= 0 || spec.training.global_batch <= 0) return;
+  const bool shared = RanksPerSequence(spec) > 1;
+  const int64_t least = shared ? DataGroups(spec) : spec.resources.slots;
+  if (spec.training.global_batch >= least) return;
+  mistakes.push_back({"training.global_batch", 0,
+                      shared ? fmt::format("is {}; must be at least resources.slots / resources.sequence_parallel, {}, "
+                                           "so that every rank has a part of a sequence",
+                                           spec.training.global_batch, least)
+                             : fmt::format("is {}; must be at least resources.slots, {}, so that every rank has a "
+                                           "sequence",
+                                           spec.training.global_batch, least)});
+}
+
+// What ranks that share a sequence can do, said where a job asks for more.
+void CheckSequenceParallel(const JobSpec& spec, std::vector<Mistake>& mistakes) {
+  const int64_t ranks = RanksPerSequence(spec);
+  const auto add = [&](const char* path, std::string text) { mistakes.push_back({path, 0, std::move(text)}); };
+  if (ranks <= 1) return;
+  if (spec.resources.slots > 0 && spec.resources.slots % ranks != 0) {
+    add("resources.sequence_parallel",
+        fmt::format("is {}; must divide resources.slots, {}", ranks, spec.resources.slots));
+  }
+  if (spec.data.packing) {
+    add("data.packing", "does not go with resources.sequence_parallel: ranks share whole contexts; set it to false");
+  }
+  if (spec.data.format && *spec.data.format != DataFormat::kText) {
+    add("data.format", fmt::format("is {}, whose rows differ in length; resources.sequence_parallel goes with text",
+                                   NameOf(*spec.data.format)));
+  }
+  if (spec.kind != JobKind::kExtend) return;
+  if (spec.attention.edge == AttentionEdge::kWrap) {
+    add("attention.edge",
+        "is wrap, which joins the first rank to the last; with resources.sequence_parallel use split");
+  }
+  if (spec.context_length <= 0 || ContextDivides(spec)) return;
+  if (spec.context_length % ranks != 0) {
+    add("context_length",
+        fmt::format("is {}; must be a multiple of resources.sequence_parallel, {}", spec.context_length, ranks));
+    return;
+  }
+  add(spec.attention.group_size ? "attention.group_size" : "attention.group_ratio",
+      fmt::format("makes groups of {} tokens; they must divide the {} that each of {} ranks has of a sequence",
+                  ResolvedGroupSize(spec), spec.context_length / ranks, ranks));
+}
+
 void CheckPromptTemplate(const EvaluationSection& evaluation, std::vector<Mistake>& mistakes) {
   const bool has_prompts = !evaluation.longbench.path.empty() || !evaluation.conversations.path.empty();
   if (evaluation.prompt_template == PromptTemplate::kNone || has_prompts) return;
@@ -322,12 +368,8 @@ std::vector<Mistake> Validate(const JobSpec& spec, Purpose purpose) {
     mistakes.push_back(
         {"method.adapter", 0, "cannot start method full, which has no adapter; choose longlora or lora"});
   }
-  if (purpose == Purpose::kTrain && spec.kind == JobKind::kExtend && spec.resources.slots > 0 &&
-      spec.training.global_batch > 0 && spec.training.global_batch < spec.resources.slots) {
-    mistakes.push_back({"training.global_batch", 0,
-                        fmt::format("is {}; must be at least resources.slots, {}, so that every rank has a sequence",
-                                    spec.training.global_batch, spec.resources.slots)});
-  }
+  if (purpose == Purpose::kTrain && spec.kind == JobKind::kExtend) CheckGlobalBatch(spec, mistakes);
+  if (purpose == Purpose::kTrain) CheckSequenceParallel(spec, mistakes);
   if (purpose == Purpose::kTrain) CheckShardedWeights(spec, mistakes);
   CheckRope(spec, mistakes);
   if (purpose == Purpose::kTrain) CheckMaxTokens(spec, mistakes);
@@ -355,6 +397,25 @@ int64_t ResolvedGroupSize(const JobSpec& spec) {
   if (spec.attention.group_size) return *spec.attention.group_size;
   const double ratio = spec.attention.group_ratio.value_or(0.25);
   return std::max<int64_t>(1, static_cast<int64_t>(std::floor(static_cast<double>(spec.context_length) * ratio)));
+}
+
+int64_t RanksPerSequence(const JobSpec& spec) {
+  return std::max<int64_t>(1, spec.resources.sequence_parallel.value_or(1));
+}
+
+int64_t DataGroups(const JobSpec& spec) { return std::max<int64_t>(1, spec.resources.slots / RanksPerSequence(spec)); }
+
+int64_t TokensPerRank(const JobSpec& spec) {
+  const int64_t ranks = RanksPerSequence(spec);
+  return spec.context_length / ranks + (spec.context_length % ranks != 0 ? 1 : 0);
+}
+
+bool ContextDivides(const JobSpec& spec) {
+  const int64_t ranks = RanksPerSequence(spec);
+  if (ranks == 1) return true;
+  if (spec.context_length % ranks != 0) return false;
+  return spec.attention.kind == AttentionKind::kFull ||
+         spec.context_length / ranks % std::max<int64_t>(1, ResolvedGroupSize(spec)) == 0;
 }
 
 }  // namespace longspan::jobfile

@@ -165,7 +165,9 @@ struct CheckpointSection {
 struct ResourcesSection {
   int64_t slots = 1;             // ranks of the gang, one slot each
   int64_t threads_per_slot = 1;  // CPU threads of a rank
-  bool shard_weights = false;    // each rank holds a part of the frozen linear weights
+  // Ranks that share a sequence, consecutive tokens each; divides slots. Absent: 1.
+  std::optional<int64_t> sequence_parallel;
+  bool shard_weights = false;  // each rank holds a part of the frozen linear weights
 };
 
 struct OutputSection {
@@ -204,5 +206,13 @@ struct JobSpec {
 // Tokens an S2-Attn group has: group_size, else max(1, floor(context_length * group_ratio)). Resolved once per job,
 // never from the length of a batch or document.
 int64_t ResolvedGroupSize(const JobSpec& spec);
+
+// Ranks that share a sequence, and the sets of such ranks, each with its own slice of the global batch.
+int64_t RanksPerSequence(const JobSpec& spec);
+int64_t DataGroups(const JobSpec& spec);
+// Tokens of a sequence that a rank has: the most, where the context does not divide.
+int64_t TokensPerRank(const JobSpec& spec);
+// Whether the ranks of a sequence get equally many tokens of the context, in whole groups where attention has any.
+bool ContextDivides(const JobSpec& spec);
 
 }  // namespace longspan::jobfile

@@ -130,6 +130,18 @@ def test_tokens_that_cannot_be(tensors, folder, tmp_path, trainer_binary):
     assert_refused(probe(job(folder), tmp_path, tensors), USER_DATA)
 
 
+@pytest.mark.parametrize(
+    "ids",
+    [torch.zeros(1, 31, dtype=torch.int64), torch.zeros(0, 32, dtype=torch.int64), torch.zeros(32, dtype=torch.int64), torch.zeros(1, 32)],
+    ids=["length", "no-row", "one-dimension", "float"],
+)
+def test_tokens_that_cannot_be_measured_on(folder, tmp_path, ids):
+    save_file({"input_ids": ids}, tmp_path / "in.safetensors")
+    spec = trainer.write_spec(job(folder, data={"sources": [str(folder)]}), tmp_path / "spec.json")
+    done = trainer.command("measure", spec, "--tokens", tmp_path / "in.safetensors")
+    assert_refused(done, USER_DATA, "in.safetensors", "input_ids", "(rows, 32)")
+
+
 # ---- the model folder ----
 
 

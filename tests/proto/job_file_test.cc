@@ -202,6 +202,42 @@ TEST(JobFile, FewerSequencesThanRanksAreRefused) {
               ElementsAre(HasSubstr("training.global_batch: is 2; must be at least resources.slots, 4")));
 }
 
+// Of the smallest job on 4 ranks, 2 of them for a sequence of 64 tokens in groups of 16, with `changes` laid over it.
+std::vector<std::string> MistakesOfShared(const json& changes) {
+  json document = json::parse(kSmallest);
+  document["context_length"] = 64;
+  document["resources"] = {{"slots", 4}, {"sequence_parallel", 2}};
+  document.merge_patch(changes);
+  return Texts(ParseDocument(document, nullptr).mistakes);
+}
+
+TEST(JobFile, RanksThatShareSequencesNeedSequencesThatDivide) {
+  EXPECT_THAT(MistakesOfShared(json::object()), IsEmpty());
+  EXPECT_THAT(MistakesOfShared({{"resources", {{"slots", 3}}}}),
+              ElementsAre(HasSubstr("resources.sequence_parallel: is 2; must divide resources.slots, 3")));
+  EXPECT_THAT(MistakesOfShared({{"training", {{"global_batch", 2}}}}), IsEmpty());
+  EXPECT_THAT(MistakesOfShared({{"training", {{"global_batch", 1}}}}),
+              ElementsAre(HasSubstr("training.global_batch: is 1; must be at least resources.slots / "
+                                    "resources.sequence_parallel, 2")));
+  EXPECT_THAT(MistakesOfShared({{"context_length", 65}}),
+              ElementsAre(HasSubstr("context_length: is 65; must be a multiple of resources.sequence_parallel, 2")));
+  EXPECT_THAT(MistakesOfShared({{"attention", {{"group_size", 24}}}}),
+              ElementsAre(HasSubstr("attention.group_size: makes groups of 24 tokens; they must divide the 32 that")));
+  EXPECT_THAT(MistakesOfShared({{"attention", {{"group_ratio", 1}}}}),
+              ElementsAre(HasSubstr("attention.group_ratio: makes groups of 64 tokens")));
+  EXPECT_THAT(MistakesOfShared({{"attention", {{"kind", "full"}}}}), IsEmpty());
+  EXPECT_THAT(MistakesOfShared({{"attention", {{"edge", "wrap"}}}}), ElementsAre(HasSubstr("attention.edge: is wrap")));
+  EXPECT_THAT(MistakesOfShared({{"data", {{"packing", true}}}}), ElementsAre(HasSubstr("data.packing: does not go")));
+  EXPECT_THAT(MistakesOfShared({{"data", {{"format", "chat"}}}}),
+              ElementsAre(HasSubstr("data.format: is chat, whose rows differ in length")));
+}
+
+TEST(JobFile, AJobThatDoesNotShareSequencesIsWrittenAsBefore) {
+  const JobSpec spec = *ParseDocument(json::parse(kSmallest), nullptr).spec;
+  EXPECT_FALSE(ToDocument(spec)["resources"].contains("sequence_parallel"));
+  EXPECT_EQ(RanksPerSequence(spec), 1);
+}
+
 TEST(JobFile, BucketsNeedRowsThatDiffer) {
   EXPECT_THAT(MistakesWith("/data", {{"sources", {"/d"}}, {"bucketing", true}, {"packing", true}, {"format", "text"}}),
               IsEmpty());

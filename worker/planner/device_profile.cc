@@ -73,10 +73,10 @@ DeviceProfile CpuProfile(int64_t threads) {
   const auto count = static_cast<double>(std::max<int64_t>(1, threads));
   return {fmt::format("cpu, {} thread{}, rough", std::max<int64_t>(1, threads), threads > 1 ? "s" : ""),
           TrainingDtype::kFp32,
+          100 * kGiga * count,
           80 * kGiga * count,
-          40 * kGiga * count,
-          6 * kGiga * count,
-          4 * kGiga * count,
+          12 * kGiga * count,
+          8 * kGiga * count,
           256 * kMebibyte,
           true};
 }

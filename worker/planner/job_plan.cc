@@ -142,12 +142,19 @@ int64_t Largest(int64_t low, int64_t high, const FitsAt& fits_at) {
 
 bool IsLimited(const MemoryLimits& limits) { return limits.device || limits.whole; }
 
+// That the ranks of a sequence can share, too.
 int64_t LongestContext(const PlannedJob& job, const ModelMemory& model, int64_t at_most) {
   PlannedJob shorter = job;
-  return Largest(kContextMin, at_most, [&](int64_t tokens) {
+  int64_t longest = Largest(kContextMin, at_most, [&](int64_t tokens) {
     shorter.spec.context_length = tokens;
     return AnyFits(shorter, model);
   });
+  const auto divides = [&] {
+    shorter.spec.context_length = longest;
+    return jobfile::ContextDivides(shorter.spec);
+  };
+  while (longest >= kContextMin && !divides()) --longest;
+  return longest >= kContextMin ? longest : 0;
 }
 
 JobPlan PlanOf(const PlannedJob& job, const StepShape& shape, const Candidate& candidate) {

@@ -10,17 +10,23 @@ int64_t PlannedJob::micro_batch() const {
   return std::min(std::max<int64_t>(1, spec.training.micro_batch.value_or(1)), sequences_of_rank());
 }
 
-int64_t PlannedJob::rows() const { return micro_batch() * spec.context_length; }
+int64_t PlannedJob::rows() const { return micro_batch() * jobfile::TokensPerRank(spec); }
 
 int64_t PlannedJob::sequences_of_rank() const {
-  const int64_t ranks = std::max<int64_t>(1, spec.resources.slots);
-  return std::max<int64_t>(1, (spec.training.global_batch + ranks - 1) / ranks);
+  const int64_t groups = jobfile::DataGroups(spec);
+  return std::max<int64_t>(1, (spec.training.global_batch + groups - 1) / groups);
 }
 
 int64_t PlannedJob::passes_of_rank() const { return (sequences_of_rank() + micro_batch() - 1) / micro_batch(); }
 
 StepShape PlannedJob::Shape() const {
   StepShape shape = StepShapeOf(spec, config, adapter, rows());
+  if (jobfile::RanksPerSequence(spec) > 1) {
+    if (spec.attention.kind == jobfile::AttentionKind::kS2) {
+      shape.halo_rows = micro_batch() * (jobfile::ResolvedGroupSize(spec) / 2);
+    }
+    if (spec.attention.kind == jobfile::AttentionKind::kFull) shape.ring_rows = rows();
+  }
   if (attention_scratch_bytes) shape.attention_scratch_bytes = attention_scratch_bytes(shape);
   return shape;
 }

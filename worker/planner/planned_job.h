@@ -32,8 +32,8 @@ struct PlannedJob {
   std::function<int64_t(const StepShape&)> attention_scratch_bytes;
 
   int64_t micro_batch() const;        // sequences of a pass
-  int64_t rows() const;               // tokens of a pass
-  int64_t sequences_of_rank() const;  // of a step, of the rank that has most
+  int64_t rows() const;               // tokens of a pass: of sequences that ranks share, this rank's
+  int64_t sequences_of_rank() const;  // of a step, whole or shared, of the rank that has most
   int64_t passes_of_rank() const;     // forward and backward passes of a step, likewise
   StepShape Shape() const;            // of a pass
 };

@@ -200,9 +200,12 @@ RankMemory MemoryWithoutPolicy(const PlannedJob& job, const ModelMemory& model) 
   const int64_t stored_token = (packed ? 3 : 2) * kIdBytes;  // id, label; document
   const int64_t batch_token = (packed ? 6 : 4) * kIdBytes;   // also target and the index of a scored row; position
   const int64_t context = job.spec.context_length;
+  // Ranks that share sequences have the whole ones, and ids and targets of their own tokens beside them.
+  const bool shared = jobfile::RanksPerSequence(job.spec) > 1;
   const int64_t table_rows = DividedUp(context, kAngleTableStep) * kAngleTableStep;
   const int64_t angles = trainer::RotaryDims(job.config.rope, job.config.head_dim) / 2;
-  memory.batch = job.rows() * batch_token + 2 * table_rows * angles * kFp32Bytes;
+  memory.batch = job.rows() * (shared ? 3 * kIdBytes : batch_token) + 2 * table_rows * angles * kFp32Bytes;
+  if (shared) memory.batch += job.micro_batch() * context * 3 * kIdBytes;
   memory.tokens = job.sequences_of_rank() * context * stored_token;
   return memory;
 }

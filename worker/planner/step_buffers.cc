@@ -122,6 +122,24 @@ void AddAttention(const StepShape& shape, const MemoryPolicy& policy, BufferList
             kBackwardAttention | kBackwardProjection);
 }
 
+// What attention exchanges with other ranks of a sequence. A halo travels while the MLP goes back, a ring only within
+// attention.
+void AddSequence(const StepShape& shape, BufferList* list) {
+  const int64_t e = shape.element_bytes;
+  const int64_t halo = shape.halo_rows * shape.moved_key_value_size() * e;
+  const unsigned halo_stages = kForwardAttention | kBackwardRecompute | kBackwardMlp | kBackwardAttention;
+  list->Add(Slot::kHaloSent, halo, halo_stages);
+  list->Add(Slot::kHalo, halo, halo_stages);
+  list->Add(Slot::kHaloGradient, halo, kBackwardAttention);
+  if (shape.ring_rows == 0) return;
+  const int64_t block = shape.ring_rows * 2 * shape.key_value_heads * shape.head_dim * e;
+  const unsigned attends = kForwardAttention | kBackwardRecompute;
+  list->Add(Slot::kRingBlocks, 2 * block, attends | kBackwardAttention);
+  list->Add(Slot::kRingOutput, shape.rows * shape.query_size() * e, attends);
+  list->Add(Slot::kRingLogSumExp, shape.rows * shape.query_heads * kFp32Bytes, attends);
+  list->Add(Slot::kRingGradients, 3 * block, kBackwardAttention);
+}
+
 void AddLoss(const StepShape& shape, const MemoryPolicy& policy, BufferList* list) {
   const int64_t e = shape.element_bytes;
   const int64_t l = std::min(policy.loss_tile_tokens, shape.rows);
@@ -178,6 +196,7 @@ std::vector<Buffer> BuffersOf(const StepShape& shape, const MemoryPolicy& policy
   list.Add(Slot::kNormedGradient, tile * shape.hidden_size * e, kBackwardMlp | kBackwardProjection);
   AddColumnSums(shape, &list);
   AddAttention(shape, policy, &list);
+  AddSequence(shape, &list);
   AddMlp(shape, policy, tile, &list);
   AddLoss(shape, policy, &list);
   AddLora(shape, tile, &list);
@@ -199,6 +218,13 @@ std::string_view NameOf(Slot slot) {
                                                 "attention output",
                                                 "logsumexp",
                                                 "attention scratch",
+                                                "halo sent",
+                                                "halo",
+                                                "halo gradient",
+                                                "ring blocks",
+                                                "ring output",
+                                                "ring logsumexp",
+                                                "ring gradients",
                                                 "residual",
                                                 "mlp inner",
                                                 "mlp sigmoid",

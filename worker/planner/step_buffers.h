@@ -46,6 +46,9 @@ struct StepShape {
   bool trains_head = false;
   int64_t weight_ranks = 0;  // that share the linear layers' weights (weight_shards.h); 0: each has them whole
   int64_t attention_scratch_bytes = 0;  // of the attention kernel
+  // Of sequences whose tokens lie on several ranks; N are this rank's. 0: no such traffic.
+  int64_t halo_rows = 0;  // S2: tokens that the rank before lends, of all sequences of the pass
+  int64_t ring_rows = 0;  // full attention: tokens of the largest rank, likewise
 
   // Whether a pass over this layer builds its weight first: 4 bits are unpacked; in fp32 without dropout LoRA is folded
   // in.
@@ -56,29 +59,41 @@ struct StepShape {
   bool CopiesWeight(const LinearShape& linear) const { return BuildsWeight(linear) && weight_ranks == 0; }
   int64_t query_size() const { return query_heads * head_dim; }
   int64_t query_key_value_size() const { return (query_heads + 2 * key_value_heads) * head_dim; }
+  // K and V of the heads that the moved half of S2 reads: those from query head ceil(Hq / 2) on.
+  int64_t moved_key_value_size() const {
+    const int64_t unmoved = (query_heads + 1) / 2 / (query_heads / key_value_heads);
+    return 2 * (key_value_heads - unmoved) * head_dim;
+  }
   int64_t mlp_in_size() const { return (has_gate ? 2 : 1) * intermediate_size; }
 };
 
 enum class Slot : int {
-  kHiddenEven,               // (N, d) the residual stream, in turns, where it is not kept
-  kHiddenOdd,                // (N, d)
-  kNormed,                   // (t, d) a norm's output
-  kNormStatistics,           // (t, 2) fp32
-  kColumnSums,               // fp32 partial sums over rows, of the gradients of norms and biases
-  kQueryKeyValue,            // (N, (Hq + 2·Hkv)·D) where it is not kept
-  kTurnedHeads,              // (N, (Hq + Hkv)·D) q and k behind head norms
-  kHeadStatistics,           // (N, Hq + Hkv) fp32
-  kAttentionOutput,          // (N, Hq·D) where it is not kept
-  kLogSumExp,                // (N, Hq) fp32, likewise
-  kAttentionScratch,         // of the kernel
-  kResidual,                 // (t, d) where it is not kept
-  kMlpInner,                 // (t, 2F) or (t, F) where it is not kept
-  kMlpSigmoid,               // (t, F) fp32
-  kMlpProduct,               // (t, F)
-  kMlpProductGradient,       // (t, F)
-  kMlpInnerGradient,         // (t, 2F) or (t, F)
-  kNormedGradient,           // (t, d)
-  kGradient,                 // (N, d) of the residual stream
+  kHiddenEven,          // (N, d) the residual stream, in turns, where it is not kept
+  kHiddenOdd,           // (N, d)
+  kNormed,              // (t, d) a norm's output
+  kNormStatistics,      // (t, 2) fp32
+  kColumnSums,          // fp32 partial sums over rows, of the gradients of norms and biases
+  kQueryKeyValue,       // (N, (Hq + 2·Hkv)·D) where it is not kept
+  kTurnedHeads,         // (N, (Hq + Hkv)·D) q and k behind head norms
+  kHeadStatistics,      // (N, Hq + Hkv) fp32
+  kAttentionOutput,     // (N, Hq·D) where it is not kept
+  kLogSumExp,           // (N, Hq) fp32, likewise
+  kAttentionScratch,    // of the kernel
+  kHaloSent,            // K and V of the moved heads of the last tokens, for the next rank; then what it gives back
+  kHalo,                // the same of the rank before
+  kHaloGradient,        // of these, for the rank before
+  kRingBlocks,          // 2 blocks of K and V of a rank
+  kRingOutput,          // (N, Hq·D) over one block
+  kRingLogSumExp,       // (N, Hq) fp32, likewise
+  kRingGradients,       // 3 blocks
+  kResidual,            // (t, d) where it is not kept
+  kMlpInner,            // (t, 2F) or (t, F) where it is not kept
+  kMlpSigmoid,          // (t, F) fp32
+  kMlpProduct,          // (t, F)
+  kMlpProductGradient,  // (t, F)
+  kMlpInnerGradient,    // (t, 2F) or (t, F)
+  kNormedGradient,      // (t, d)
+  kGradient,            // (N, d) of the residual stream
   kAttentionOutputGradient,  // (N, Hq·D)
   kQueryKeyValueGradient,    // (N, (Hq + 2·Hkv)·D)
   kScratchQueryKeyValue,     // weights built for a pass

@@ -65,6 +65,7 @@ class LayerWork {
     const double pairs = AttendedPairs(job.spec.attention, job.spec.context_length,
                                        jobfile::ResolvedGroupSize(job.spec), shape.query_heads);
     pair_products_ = 2 * pairs * Real(shape.head_dim) * Real(job.micro_batch());
+    pair_products_ /= Real(jobfile::RanksPerSequence(job.spec));
   }
 
   Work ForwardPass() const {
@@ -119,6 +120,13 @@ Work LossWork(const StepShape& shape, const MemoryPolicy& policy) {
   work.memory_bytes = tiles * 2 * head * e + rows * vocabulary * (2 * e + 2 * kFp32Bytes);
   if (shape.trains_head) work.memory_bytes += tiles * 2 * head * kFp32Bytes;
   return work;
+}
+
+// By how much the attention of the rank that has most of it is above the average of those that share a sequence. Under
+// full attention that is the last one, whose tokens see all others.
+double AttentionImbalance(const PlannedJob& job) {
+  const double ranks = Real(jobfile::RanksPerSequence(job.spec));
+  return job.spec.attention.kind == jobfile::AttentionKind::kFull ? (2 * ranks - 1) / ranks : 1;
 }
 
 double Seconds(const Work& work, const DeviceProfile& device) {
@@ -198,9 +206,10 @@ StepTime TimeOfStep(const PlannedJob& job, const PassWork& pass, int64_t host_tr
   const double optimizer_bytes = Real(trained_values) * (13 * kFp32Bytes + Real(BytesOf(*job.spec.training.dtype)));
   const double sequences = Real(job.spec.training.global_batch);
   StepTime time;
-  time.executed_flops = pass.executed_flops() * sequences / Real(job.micro_batch());
+  const double ranks_per_sequence = Real(jobfile::RanksPerSequence(job.spec));
+  time.executed_flops = pass.executed_flops() * ranks_per_sequence * sequences / Real(job.micro_batch());
   time.seconds_gemm = passes * both.gemm_flops / device.gemm_flops_per_second;
-  time.seconds_attention = passes * both.attention_flops / device.attention_flops_per_second;
+  time.seconds_attention = passes * both.attention_flops * AttentionImbalance(job) / device.attention_flops_per_second;
   time.seconds_memory = passes * both.memory_bytes / device.memory_bytes_per_second;
   time.seconds_host = passes * host;
   time.seconds_optimizer = optimizer_bytes / device.memory_bytes_per_second;

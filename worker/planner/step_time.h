@@ -4,7 +4,8 @@
 //             + host copies that the computation does not hide
 //
 // Pure. An estimate: kernels are taken to reach the profile's rates at any size, nothing overlaps but host copies, and
-// the time that ranks wait for one another (the all-reduce, gathers of shared weights, an uneven batch) is not in it.
+// the time that ranks wait for one another (the all-reduce, keys and values, shared weights, an uneven batch) is not in
+// it. Of ranks that share a sequence the slowest counts.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +18,7 @@ namespace longspan::planner {
 // Pairs of a token and a token that it attends to, itself among them, summed over the query heads of one sequence.
 double AttendedPairs(const jobfile::AttentionSection& attention, int64_t tokens, int64_t group, int64_t query_heads);
 
-// Of one direction of a pass, on one rank.
+// Of one direction of a pass, on one rank; of ranks that share a sequence, the average one.
 struct Work {
   double gemm_flops = 0;
   double attention_flops = 0;  // only of pairs that attend

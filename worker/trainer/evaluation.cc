@@ -45,6 +45,8 @@ EvaluationResult Evaluation::EvaluateRows(const std::vector<std::string>& models
   plan.protocol = job_.spec.evaluation.protocol;
   plan.tokens_max = job_.spec.evaluation.max_tokens;
   plan.step = job_.step;
+  plan.sequence = &sequence_;
+  plan.whole_tokens_max = jobfile::TokensPerRank(job_.spec);
   EvaluationHooks hooks;
   hooks.stop_requested = [this] { return session_.stop_requested(); };
   hooks.warning = [this](const std::string& message) {
@@ -78,6 +80,7 @@ void Evaluation::Run(CausalLm& model, const Dataset* dataset) {
     ModelOptions options;
     options.spec = job_.spec;
     options.trains = false;
+    options.sequence = &sequence_;
     Measure(models, *CausalLm::Load(options), dataset);
     models.clear();
   }

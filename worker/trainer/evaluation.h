@@ -17,6 +17,7 @@
 #include "worker/trainer/evaluate/run_tasks.h"
 #include "worker/trainer/model/causal_lm.h"
 #include "worker/trainer/parallel/communicator.h"
+#include "worker/trainer/parallel/sequence_ranks.h"
 #include "worker/trainer/session.h"
 
 namespace longspan::trainer {
@@ -31,9 +32,9 @@ struct EvaluationJob {
 
 class Evaluation {
  public:
-  // Both must outlive it.
-  Evaluation(EvaluationJob job, Communicator& ranks, Session& session)
-      : job_(std::move(job)), ranks_(ranks), session_(session) {}
+  // All must outlive it. `sequence`: over `ranks`, as the model knows it.
+  Evaluation(EvaluationJob job, Communicator& ranks, SequenceRanks& sequence, Session& session)
+      : job_(std::move(job)), ranks_(ranks), sequence_(sequence), session_(session) {}
 
   // Whether this checkpoint was evaluated to the end before; then rank 0 tells the rows again, so that nobody misses
   // them after a restart. Every rank asks, and gets rank 0's answer. Throws StopRequested.
@@ -59,6 +60,7 @@ class Evaluation {
 
   const EvaluationJob job_;
   Communicator& ranks_;
+  SequenceRanks& sequence_;
   Session& session_;
   std::optional<Tokenizer> tokenizer_;  // for the tasks
   GenerationTasks tasks_;

@@ -6,6 +6,7 @@
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <iostream>
@@ -18,6 +19,7 @@
 #include "worker/storage/storage.h"
 #include "worker/trainer/errors.h"
 #include "worker/trainer/generate_texts.h"
+#include "worker/trainer/measure_device.h"
 #include "worker/trainer/measure_steps.h"
 #include "worker/trainer/memory/counting_allocator.h"
 #include "worker/trainer/probe.h"
@@ -104,7 +106,7 @@ struct Flags {
   int64_t threads = 0;            // 0: resources.threads_per_slot
   int64_t slot_memory_bytes = 0;  // 0: the machine's
   std::string resume_from;
-  std::string tokens, out;  // of the probe
+  std::string tokens, out;  // of the probe; tokens also of measure
   GenerateOptions generate;
 };
 
@@ -175,13 +177,14 @@ int ProbeCommand(const Flags& flags) {
   }
 }
 
-// The tokens are random: a job's data is named, but not read.
+// The tokens are random, or those of --tokens: a job's data is named, but not read.
 int MeasureCommand(const Flags& flags) {
   try {
     MeasureOptions options;
     options.spec = ReadSpec(flags.spec_path);
     options.threads = flags.threads > 0 ? flags.threads : options.spec.resources.threads_per_slot;
     if (flags.slot_memory_bytes > 0) options.slot_memory_bytes = flags.slot_memory_bytes;
+    options.tokens_path = flags.tokens;
     at::set_num_threads(static_cast<int>(options.threads));
     CommunicatorOptions ranks;
     ranks.rank = flags.run.rank;
@@ -198,6 +201,15 @@ int MeasureCommand(const Flags& flags) {
   }
 }
 
+int ProfileCommand(const Flags& flags) {
+  try {
+    std::cout << planner::ToJson(MeasureDevice(std::max<int64_t>(1, flags.threads))).dump(2) << std::endl;
+    return static_cast<int>(ExitCode::kDone);
+  } catch (...) {
+    return Report(CurrentFailure(), nullptr);
+  }
+}
+
 int GenerateCommand(const Flags& flags) {
   try {
     GenerateTexts(flags.generate);
@@ -208,11 +220,19 @@ int GenerateCommand(const Flags& flags) {
 }
 
 void AddMeasure(CLI::App& app, Flags& flags) {
-  CLI::App* command = app.add_subcommand(
-      "measure", "one training step on random tokens for every line of standard input; answers in lines of JSON");
+  CLI::App* command =
+      app.add_subcommand("measure", "one training step for every line of standard input; answers in lines of JSON");
   command->add_option("spec", flags.spec_path, "the job file, in JSON")->required();
+  command->add_option("--tokens", flags.tokens, "input_ids of the job's sequences, safetensors; default: random ones");
   AddRankFlags(*command, flags);
   command->callback([&flags] { flags.command = "measure"; });
+}
+
+void AddProfile(CLI::App& app, Flags& flags) {
+  CLI::App* command =
+      app.add_subcommand("profile", "measure this machine's rates, as JSON for `longspan plan --device-profile`");
+  command->add_option("--threads", flags.threads, "CPU threads of a rank; default: 1")->check(CLI::Range(1, 4096));
+  command->callback([&flags] { flags.command = "profile"; });
 }
 
 void AddGenerate(CLI::App& app, Flags& flags) {
@@ -253,6 +273,7 @@ int Main(int argc, char** argv) {
   probe->callback([&flags] { flags.command = "probe"; });
   AddGenerate(app, flags);
   AddMeasure(app, flags);
+  AddProfile(app, flags);
   app.add_subcommand("version", "print the version")->callback([&flags] { flags.command = "version"; });
   try {
     app.parse(argc, argv);
@@ -266,6 +287,7 @@ int Main(int argc, char** argv) {
   }
   if (flags.command == "generate") return GenerateCommand(flags);
   if (flags.command == "measure") return MeasureCommand(flags);
+  if (flags.command == "profile") return ProfileCommand(flags);
   return flags.command == "probe" ? ProbeCommand(flags) : RunCommand(flags);
 }
 

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
+#include <fmt/format.h>
 #include <sys/resource.h>
 
 #include <chrono>
@@ -15,12 +16,15 @@
 
 #include "worker/planner/plan_text.h"
 #include "worker/trainer/data/dataset.h"
+#include "worker/trainer/errors.h"
 #include "worker/trainer/memory/counting_allocator.h"
 #include "worker/trainer/memory_plan.h"
 #include "worker/trainer/model/causal_lm.h"
+#include "worker/trainer/model/safetensors.h"
 #include "worker/trainer/optim/adamw.h"
 #include "worker/trainer/optim/schedule.h"
 #include "worker/trainer/parallel/gradient_reducer.h"
+#include "worker/trainer/parallel/sequence_ranks.h"
 
 namespace longspan::trainer {
 namespace {
@@ -59,18 +63,32 @@ std::vector<at::Tensor> Gradients(CausalLm& model) {
   return gradients;
 }
 
+at::Tensor ReadTokens(const MeasureOptions& options) {
+  if (options.tokens_path.empty()) return {};
+  const at::Tensor tokens = SafetensorsFile::Open(options.tokens_path).View("input_ids");
+  const int64_t length = options.spec.context_length;
+  if (tokens.scalar_type() != at::kLong || tokens.dim() != 2 || tokens.size(0) == 0 || tokens.size(1) != length) {
+    throw UserError(fmt::format("cannot use {}: input_ids must be (rows, {}) I64 with at least one row",
+                                options.tokens_path, length));
+  }
+  return tokens.clone();
+}
+
 class MeasuredSteps {
  public:
   MeasuredSteps(const MeasureOptions& options, const planner::JobPlan& plan, Communicator& ranks)
       : options_(options),
         ranks_(ranks),
-        model_(CausalLm::Load(ModelOptionsOf(options, plan, ranks))),
+        sequence_(ranks, jobfile::RanksPerSequence(options.spec)),
+        model_(CausalLm::Load(ModelOptionsOf(options, plan, ranks, &sequence_))),
+        tokens_(ReadTokens(options)),
         gradients_(Gradients(*model_)),
         optimizer_(OptimizedTensors(*model_), AdamWOptionsOf(options.spec.training)),
         reducer_(ranks, gradients_) {}
 
   nlohmann::json Step() {
-    const BatchSlice slice = SliceOfRank(options_.spec.training.global_batch, ranks_.rank(), ranks_.world_size());
+    const BatchSlice slice = SliceOfRank(options_.spec.training.global_batch, sequence_.group(), sequence_.groups());
+    const double exchange_before = sequence_.wait_seconds();
     const int64_t micro = std::max<int64_t>(1, options_.spec.training.micro_batch.value_or(1));
     ResetDeviceMemoryPeak();
     const int64_t allocations_before = DeviceMemoryNow().allocations;
@@ -79,7 +97,7 @@ class MeasuredSteps {
     model_->ZeroGradients();
     double forward = 0, backward = 0;
     ControlWord word;
-    const int64_t most = LargestSlice(options_.spec.training.global_batch, ranks_.world_size());
+    const int64_t most = LargestSlice(options_.spec.training.global_batch, sequence_.groups());
     for (int64_t idle = PassesOf(slice.end - slice.begin, micro); idle < PassesOf(most, micro); ++idle) {
       model_->TakePart(CausalLm::PassKind::kTraining);
     }
@@ -104,6 +122,8 @@ class MeasuredSteps {
     const auto reduce_begin = Clock::now();
     word = reducer_.Finish(word);
     const double allreduce = SecondsSince(reduce_begin);
+    const std::chrono::nanoseconds busy_before = std::exchange(allreduce_time_, ranks_.allreduce_time());
+    const double allreduce_busy = std::chrono::duration<double>(allreduce_time_ - busy_before).count();
     const auto optimizer_begin = Clock::now();
     for (at::Tensor& gradient : gradients_) gradient.mul_(1.0 / static_cast<double>(word.scored_tokens));
     const double norm = GlobalNorm(gradients_);
@@ -121,6 +141,7 @@ class MeasuredSteps {
         {"seconds_backward", backward},
         {"seconds_allreduce", allreduce},
         {"seconds_optimizer", optimizer},
+        {"seconds_exchange", sequence_.wait_seconds() - exchange_before},
         {"seconds_host_wait", use.host_wait_seconds - std::exchange(host_wait_before_, use.host_wait_seconds)},
         {"seconds_gather_wait", use.gather_wait_seconds - std::exchange(gather_wait_before_, use.gather_wait_seconds)},
         {"loss", word.loss_sum / static_cast<double>(word.scored_tokens)},
@@ -130,16 +151,20 @@ class MeasuredSteps {
         {"memory_host_bytes", use.host_bytes},
         {"allocations", memory.allocations - allocations_before},
         {"resident_peak_bytes", ResidentPeakBytes()},
-        {"allreduce_bytes", ranks_.allreduce_bytes()},
+        {"allreduce_bytes", ranks_.allreduce_bytes() - std::exchange(allreduce_bytes_, ranks_.allreduce_bytes())},
+        {"seconds_allreduce_busy", allreduce_busy},
+        {"exchanged_bytes", ranks_.exchanged_bytes()},
         {"allgather_bytes", ranks_.allgather_bytes()}};
   }
 
  private:
-  static ModelOptions ModelOptionsOf(const MeasureOptions& options, const planner::JobPlan& plan, Communicator& ranks) {
+  static ModelOptions ModelOptionsOf(const MeasureOptions& options, const planner::JobPlan& plan, Communicator& ranks,
+                                     SequenceRanks* sequence) {
     ModelOptions model;
     model.spec = options.spec;
     model.memory = plan.policy;
     model.ranks = &ranks;
+    model.sequence = sequence;
     return model;
   }
 
@@ -147,7 +172,12 @@ class MeasuredSteps {
   at::Tensor Ids(int64_t sequences, int64_t first) const {
     std::vector<at::Tensor> rows;
     for (int64_t row = 0; row < sequences; ++row) {
-      const auto seed = static_cast<uint64_t>(step_ * options_.spec.training.global_batch + first + row);
+      const int64_t sequence = step_ * options_.spec.training.global_batch + first + row;
+      if (tokens_.defined()) {
+        rows.push_back(tokens_.select(0, sequence % tokens_.size(0)));
+        continue;
+      }
+      const auto seed = static_cast<uint64_t>(sequence);
       rows.push_back(at::empty({options_.spec.context_length}, at::kLong)
                          .random_(0, model_->config().vocab_size, at::detail::createCPUGenerator(seed)));
     }
@@ -156,13 +186,17 @@ class MeasuredSteps {
 
   const MeasureOptions& options_;
   Communicator& ranks_;
+  SequenceRanks sequence_;
   std::unique_ptr<CausalLm> model_;
+  at::Tensor tokens_;  // (rows, context_length) I64; undefined: random
   std::vector<at::Tensor> gradients_;
   AdamW optimizer_;
   GradientReducer reducer_;
   int64_t step_ = 0;
   double host_wait_before_ = 0;
   double gather_wait_before_ = 0;
+  int64_t allreduce_bytes_ = 0;
+  std::chrono::nanoseconds allreduce_time_{0};
 };
 
 }  // namespace

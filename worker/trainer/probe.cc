@@ -65,6 +65,7 @@ void RunProbe(const ProbeOptions& options) {
   ModelOptions model_options;
   model_options.spec = ReadSpec(options.spec_path);
   model_options.dropout = false;
+  model_options.spec.resources.sequence_parallel.reset();  // one rank has all of it
   model_options.memory = PlanMemory({model_options.spec}).policy;
   const Batch batch = ReadBatch(options.tokens_path, model_options.spec.context_length);
   const std::unique_ptr<CausalLm> model = CausalLm::Load(model_options);

@@ -23,6 +23,7 @@
 #include "worker/trainer/memory_plan.h"
 #include "worker/trainer/model/causal_lm.h"
 #include "worker/trainer/parallel/communicator.h"
+#include "worker/trainer/parallel/sequence_ranks.h"
 #include "worker/trainer/quantized/quantized_base.h"
 #include "worker/trainer/train_loop.h"
 #include "worker/trainer/weights_of_job.h"
@@ -80,6 +81,7 @@ class JobRun {
   std::string job_;
   int64_t attempt_ = 1;
   std::unique_ptr<Communicator> ranks_;
+  std::optional<SequenceRanks> sequence_;
   planner::JobPlan memory_plan_;  // of a job that trains
   std::unique_ptr<CausalLm> model_;
   std::optional<Dataset> dataset_;
@@ -138,6 +140,7 @@ void JobRun::OpenRanks() {
   options.connect_timeout = std::chrono::minutes(15);
   options.collective_timeout = std::chrono::minutes(15);
   ranks_ = Communicator::OpenStore(options);
+  sequence_.emplace(*ranks_, jobfile::RanksPerSequence(options_.spec));
   if (options.world_size > 1 && speaks()) {
     spdlog::info("the rank store listens at {}", ranks_->store_address());
     session_.Send(lines::Rendezvous{ranks_->store_address()});
@@ -273,6 +276,7 @@ void JobRun::LoadModel() {
   ModelOptions options;
   options.spec = options_.spec;
   options.trains = trains();
+  options.sequence = &*sequence_;
   options.quantized_cache = DefaultQuantizedRoot(options_.work);
   options.ranks = ranks_.get();
   if (trains()) ChooseMemory();
@@ -309,6 +313,10 @@ void JobRun::TrainPhase() {
                     ", the model's vocabulary has only " + std::to_string(model_->config().vocab_size) +
                     ": tokenizer.json and config.json of " + options_.spec.model.path + " do not belong together");
   }
+  if (sequence_->size() > 1 && dataset_->row_kind() != RowKind::kJoined) {
+    throw SpecError("resources.sequence_parallel is " + std::to_string(sequence_->size()) +
+                    ", but the rows of this data differ in length: it goes with plain text (data.format: text)");
+  }
   if (resume_ && resume_->state.dataset != dataset_->key()) {
     session_.Warn("the checkpoint was trained on other data (" + resume_->state.dataset + ") than this job has now (" +
                   dataset_->key() + ")");
@@ -325,10 +333,11 @@ void JobRun::TrainPhase() {
   train.planned_device_bytes = memory_plan_.memory.device_bytes();
   ranks_->Join();
   joined_ = true;
-  TrainLoop loop(train, *model_, *dataset_, *ranks_, session_, resume_);
+  TrainLoop loop(train, *model_, *dataset_, *ranks_, *sequence_, session_, resume_);
   resume_.reset();  // the moments are the loop's now
   if (loop.Run() == TrainLoop::Outcome::kStopped) throw StopRequested{};
   loop.HandleRecorded();
+  model_->ReleaseBuffers();
   resume_.emplace();
   resume_->state = loop.state();
   resume_->name = ToString(CheckpointName{loop.state().step, attempt_});
@@ -345,7 +354,7 @@ void JobRun::EvaluatePhase() {
   job.name = job_;
   job.checkpoint = resume_->name;
   job.step = resume_->state.step;
-  Evaluation evaluation(job, *ranks_, session_);
+  Evaluation evaluation(job, *ranks_, *sequence_, session_);
   // By hand it is measured again.
   if (options_.command == "run" && evaluation.IsDone()) return;
   BeginPhase("evaluate");

@@ -69,11 +69,12 @@ int64_t MemoryPeakBytes() {
 }
 
 TrainLoop::TrainLoop(const TrainOptions& options, CausalLm& model, const Dataset& dataset, Communicator& ranks,
-                     Session& session, const std::optional<LoadedCheckpoint>& resume)
+                     SequenceRanks& sequence, Session& session, const std::optional<LoadedCheckpoint>& resume)
     : options_(options),
       model_(model),
       dataset_(dataset),
       ranks_(ranks),
+      sequence_(sequence),
       session_(session),
       gradients_(Gradients(model)),
       optimizer_(OptimizedTensors(model), AdamWOptionsOf(options.spec.training)),
@@ -136,13 +137,15 @@ TrainLoop::StepResult TrainLoop::Step() {
   StepResult result;
   const int64_t global_batch = options_.spec.training.global_batch;
   const auto data_begin = Clock::now();
-  const BatchSlice slice = SliceOfRank(global_batch, ranks_.rank(), ranks_.world_size());
+  const BatchSlice slice = SliceOfRank(global_batch, sequence_.group(), sequence_.groups());
   const Rows rows = RowsOf(slice);
   result.times.data = SecondsSince(data_begin);
 
   model_.ZeroGradients();
   ControlWord local;
+  const double waited = sequence_.wait_seconds();
   RunMicroBatches(rows, slice.begin, local, result.times);
+  result.times.exchange = sequence_.wait_seconds() - waited;
   local.stop = session_.stop_requested();
   local.stop_with_checkpoint = local.stop && session_.stop_with_checkpoint();
   local.checkpoint_now = session_.TakeCheckpointRequest();
@@ -182,7 +185,7 @@ void TrainLoop::RunMicroBatches(const Rows& rows, int64_t first_row, ControlWord
   const int64_t count = rows.rows;
   const int64_t micro = std::max<int64_t>(1, options_.spec.training.micro_batch.value_or(1));
   const auto passes_of = [micro](int64_t sequences) { return (sequences + micro - 1) / micro; };
-  const int64_t most = LargestSlice(options_.spec.training.global_batch, ranks_.world_size());
+  const int64_t most = LargestSlice(options_.spec.training.global_batch, sequence_.groups());
   for (int64_t idle = passes_of(count); idle < passes_of(most); ++idle) {
     model_.TakePart(CausalLm::PassKind::kTraining);
   }
@@ -293,6 +296,8 @@ bool TrainLoop::EvaluateNow() {
   plan.protocol = options_.spec.evaluation.protocol;
   plan.tokens_max = options_.spec.evaluation.max_tokens;
   plan.step = state_.step;
+  plan.sequence = &sequence_;
+  plan.whole_tokens_max = jobfile::TokensPerRank(options_.spec);
   EvaluationHooks hooks;
   const bool speaks = ranks_.rank() == 0;
   hooks.stop_requested = [this] { return session_.stop_requested(); };
@@ -338,6 +343,10 @@ void TrainLoop::Report(const StepResult& result, double seconds) {
     progress.values["allgather_bytes_total"] = static_cast<double>(ranks_.allgather_bytes());
     progress.values["seconds_gather_wait"] =
         memory.gather_wait_seconds - std::exchange(gather_wait_before_, memory.gather_wait_seconds);
+  }
+  if (sequence_.size() > 1) {
+    progress.values["seconds_exchange"] = result.times.exchange;
+    progress.values["exchanged_bytes_total"] = static_cast<double>(ranks_.exchanged_bytes());
   }
   // What the training had to wait for the checkpoint after the step before.
   if (seconds_checkpoint_ > 0) progress.values["seconds_checkpoint"] = std::exchange(seconds_checkpoint_, 0);

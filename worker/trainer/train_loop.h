@@ -1,7 +1,7 @@
 // The steps of the train phase: data, forward and backward, all-reduce, update, checkpoint, progress.
 //
-//   batch(seed, step) ─► rank's rows ─► micro-batches ─► gradients ─► sum over ranks + control word ─► skip | clip,
-//   update
+//   batch(seed, step) ─► data group's rows ─► micro-batches ─► gradients ─► sum over ranks + control word ─► skip |
+//   clip, update
 //                                                                                      │
 //                                     all ranks: stop? checkpoint? evaluate? ◄─────────┘
 //
@@ -27,6 +27,7 @@
 #include "worker/trainer/optim/adamw.h"
 #include "worker/trainer/parallel/communicator.h"
 #include "worker/trainer/parallel/gradient_reducer.h"
+#include "worker/trainer/parallel/sequence_ranks.h"
 #include "worker/trainer/session.h"
 
 namespace longspan::trainer {
@@ -48,9 +49,10 @@ struct TrainOptions {
 
 class TrainLoop {
  public:
-  // The references outlive the loop. `resume` is where to go on, if anywhere.
-  TrainLoop(const TrainOptions& options, CausalLm& model, const Dataset& dataset, Communicator& ranks, Session& session,
-            const std::optional<LoadedCheckpoint>& resume);
+  // The references outlive the loop. `sequence`: over `ranks`, as the model knows it. `resume` is where to go on, if
+  // anywhere.
+  TrainLoop(const TrainOptions& options, CausalLm& model, const Dataset& dataset, Communicator& ranks,
+            SequenceRanks& sequence, Session& session, const std::optional<LoadedCheckpoint>& resume);
 
   enum class Outcome { kFinished, kStopped };
   Outcome Run();
@@ -62,6 +64,7 @@ class TrainLoop {
  private:
   struct StepTimes {
     double data = 0, forward = 0, backward = 0, allreduce = 0, optimizer = 0;
+    double exchange = 0;  // of forward and backward, waited for what other ranks of the sequence send
   };
   struct StepResult {
     ControlWord word;
@@ -91,6 +94,7 @@ class TrainLoop {
   CausalLm& model_;
   const Dataset& dataset_;
   Communicator& ranks_;
+  SequenceRanks& sequence_;
   Session& session_;
   std::vector<at::Tensor> gradients_;
   AdamW optimizer_;

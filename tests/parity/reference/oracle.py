@@ -142,7 +142,8 @@ def loss_sum(logits, labels):
     scored = int((shifted != -100).sum())
     if scored == 0:
         return logits.sum() * 0.0, 0
-    flat = logits[:, :-1].reshape(-1, logits.shape[-1]).float()
+    flat = logits[:, :-1].reshape(-1, logits.shape[-1])
+    flat = flat if flat.dtype == torch.float64 else flat.float()
     return torch.nn.functional.cross_entropy(flat, shifted, ignore_index=-100, reduction="sum"), scored
 
 

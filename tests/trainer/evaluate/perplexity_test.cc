@@ -31,7 +31,12 @@ class FakeModel : public CausalLm {
   LossSum Evaluate(const at::Tensor& ids, const at::Tensor& labels, const EvaluationOptions& options) override {
     ++calls;
     EXPECT_TRUE(ids.equal(labels));
-    const at::Tensor scored = labels.narrow(1, 1, labels.size(1) - 1);
+    at::Tensor scored = labels.narrow(1, 1, labels.size(1) - 1);
+    if (sequence != nullptr && sequence->size() > 1 && !options.alone) {
+      EXPECT_GT(ids.size(1), 50);
+      const SequenceShare share = SharesOf(scored.size(1), 2)[static_cast<size_t>(sequence->rank())];
+      scored = scored.narrow(1, share.first, share.tokens);
+    }
     const double scale = (options.adapted ? 0.5 : 1.0) * (options.rope == RopeScaling::kOriginal ? 1.0 : 1.25) / 1000;
     return {scored.sum().item<double>() * scale, scored.numel()};
   }
@@ -45,6 +50,7 @@ class FakeModel : public CausalLm {
   }
   int calls = 0, parts_taken = 0;
   bool shares = false;
+  const SequenceRanks* sequence = nullptr;
 
  private:
   ModelConfig config_;
@@ -78,9 +84,9 @@ class PerplexityTest : public ::testing::Test {
     return sum / static_cast<double>(tokens);
   }
 
-  // Each of two ranks has the rows that one rank alone has, and makes as many passes as the other where weights are
-  // shared.
-  void ExpectTwoRanksGiveTheRowsOfOne(bool shares_weights = false) {
+  // Each of two ranks has the rows that one rank alone has. `shares`: both have every sequence; `shares_weights`: each
+  // makes as many passes as the other.
+  void ExpectTwoRanksGiveTheRowsOfOne(bool shares = false, bool shares_weights = false) {
     FakeModel alone;
     auto single = Communicator::OpenStore({});
     const auto expected = EvaluatePerplexity(alone, *dataset_, *single, plan_, {}).rows;
@@ -96,13 +102,18 @@ class PerplexityTest : public ::testing::Test {
       if (rank == 0) address.set_value(ranks->store_address());
       ranks->Join();
       FakeModel model;
+      SequenceRanks sequence(*ranks, shares ? 2 : 1);
+      model.sequence = &sequence;
+      EvaluationPlan plan = plan_;
+      plan.sequence = &sequence;
+      plan.whole_tokens_max = 50;
       model.shares = shares_weights;
-      auto rows = EvaluatePerplexity(model, *dataset_, *ranks, plan_, {}).rows;
+      auto rows = EvaluatePerplexity(model, *dataset_, *ranks, plan, {}).rows;
       const at::Tensor passes = at::scalar_tensor(model.calls + model.parts_taken, at::kDouble);
       ranks->AllReduce(passes);
       if (shares_weights) {
         EXPECT_EQ(passes.item<double>(), 2.0 * (model.calls + model.parts_taken));
-        EXPECT_EQ(model.parts_taken > 0, rank == 0);
+        EXPECT_EQ(model.parts_taken > 0, !shares && rank == 0);
       } else {
         EXPECT_EQ(model.parts_taken, 0);
       }
@@ -119,7 +130,7 @@ class PerplexityTest : public ::testing::Test {
     }
   }
 
-  testing::TinyJob job_;
+  longspan::testing::TinyJob job_;
   std::unique_ptr<Dataset> dataset_;
   EvaluationPlan plan_;
 };
@@ -148,7 +159,7 @@ TEST_F(PerplexityTest, RanksShareTheWindowsAndAllKnowTheTable) { ExpectTwoRanksG
 
 TEST_F(PerplexityTest, WhereRanksShareWeightsOneWithoutAWindowTakesPartInThePassesOfTheOther) {
   plan_.lengths = {32, dataset_->heldout_tokens() / 2 + 1};  // one window of the longer
-  ExpectTwoRanksGiveTheRowsOfOne(/*shares_weights=*/true);
+  ExpectTwoRanksGiveTheRowsOfOne(/*shares=*/false, /*shares_weights=*/true);
 }
 
 TEST_F(PerplexityTest, WhereRanksShareWeightsOneThatIsStoppedStopsBothBeforeTheNextPass) {
@@ -160,6 +171,13 @@ TEST_F(PerplexityTest, WhereRanksShareWeightsOneThatIsStoppedStopsBothBeforeTheN
     EXPECT_TRUE(EvaluatePerplexity(model, *dataset_, ranks, plan_, hooks).stopped);
     EXPECT_EQ(model.calls + model.parts_taken, 1);
   });
+}
+
+TEST_F(PerplexityTest, RanksThatShareSequencesShareLongWindowsAndHaveShortOnesAlone) {
+  ExpectTwoRanksGiveTheRowsOfOne(/*shares=*/true);
+  ExpectTwoRanksGiveTheRowsOfOne(/*shares=*/true, /*shares_weights=*/true);
+  plan_.protocol = jobfile::EvaluationProtocol::kPaper;
+  ExpectTwoRanksGiveTheRowsOfOne(/*shares=*/true);
 }
 
 TEST_F(PerplexityTest, RanksShareThePapersWindowsToo) {

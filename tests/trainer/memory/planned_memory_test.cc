@@ -180,5 +180,24 @@ TEST_F(PlannedMemoryTest, AStepLeavesLiveBytesAsTheyWereAndAllocatesOnlyWhatIsLi
   }
 }
 
+TEST_F(PlannedMemoryTest, ReleasedBuffersAreGivenBackAndTakenAgain) {
+  WriteModel(Shape());
+  const int64_t before = DeviceMemoryNow().live_bytes;
+  Training training(Spec(MethodKind::kLongLora, 512), {KeepPolicy::kGateUp, 1, /*host_layers=*/1});
+  const int64_t loaded = DeviceMemoryNow().live_bytes;
+  EXPECT_GT(loaded, before);
+  const at::Tensor ids = RandomIds(1, 512, shape_.vocab);
+  const auto ids_bytes = static_cast<int64_t>(ids.nbytes());
+  training.Step(ids);
+  const auto use = training.model->memory_use();
+  EXPECT_GT(use.arena_bytes + use.kept_bytes, 1 << 20);
+  EXPECT_GT(use.host_bytes, 0);
+  training.model->ReleaseBuffers();
+  EXPECT_LT(DeviceMemoryNow().live_bytes, loaded + ids_bytes + (1 << 20));  // the table of angles stays
+  EXPECT_EQ(training.model->memory_use().host_bytes, 0);
+  training.Step(ids);
+  EXPECT_EQ(training.model->memory_use().arena_bytes, use.arena_bytes);
+}
+
 }  // namespace
 }  // namespace longspan::trainer

@@ -19,7 +19,6 @@ namespace {
 using namespace longspan::trainer::testing;
 using jobfile::MethodKind;
 using jobfile::TrainingDtype;
-using longspan::testing::AsGang;
 
 // A rank that meets nobody: enough to load a model.
 class LoneRank : public Communicator {
@@ -33,6 +32,8 @@ class LoneRank : public Communicator {
   void Join() override {}
   void AllReduce(at::Tensor) override { ADD_FAILURE(); }
   std::unique_ptr<Pending> StartAllReduce(at::Tensor) override { return Fail(); }
+  std::chrono::nanoseconds allreduce_time() const override { return {}; }
+  std::unique_ptr<Pending> StartExchange(const Exchange&) override { return Fail(); }
   std::unique_ptr<Pending> StartAllGather(const at::Tensor&, const at::Tensor&) override { return Fail(); }
 
  private:
@@ -81,7 +82,7 @@ class ShardedWeightsTest : public ::testing::Test {
   }
   Batch BatchOf(int64_t rank, int64_t pass) const {
     Batch batch;
-    batch.input_ids = batch.labels = RandomIds(2, 37, shape_.vocab, 10 * rank + pass);
+    batch.input_ids = batch.labels = RandomIds(2, tokens_, shape_.vocab, 10 * rank + pass);
     batch.step = pass;
     batch.first_sequence_index = 2 * rank;
     return batch;
@@ -123,6 +124,7 @@ class ShardedWeightsTest : public ::testing::Test {
   }
 
   TinyShape shape_;
+  int64_t tokens_ = 37;  // of a training sequence
   TemporaryFolder folder_;
 };
 
@@ -176,6 +178,23 @@ TEST_F(ShardedWeightsTest, ARankWithFewerPassesTakesPartInThoseOfTheOthers) {
                 whole->Evaluate(batch.input_ids, batch.labels, {}).loss);
     }
   });
+}
+
+TEST_F(ShardedWeightsTest, RanksThatShareSequencesTooHaveTheBitsOfWholeWeights) {
+  WriteModel(LlamaWithBiases());
+  tokens_ = 32;  // whole groups of 8 on each of two ranks
+  for (const int64_t every : {1, 2}) {
+    AsGang(4, [&](Communicator& ranks) {
+      SequenceRanks sequence(ranks, 2);
+      ModelOptions options = Options(MethodKind::kLongLora);
+      options.spec.resources.sequence_parallel = 2;
+      options.memory.checkpoint_every = every;
+      options.sequence = &sequence;
+      const auto expected = Results(Load(options, nullptr).get(), sequence.group());
+      const auto actual = Results(Load(options, &ranks).get(), sequence.group());
+      for (const auto& [name, value] : expected) EXPECT_TRUE(at::equal(actual.at(name), value)) << name;
+    });
+  }
 }
 
 TEST_F(ShardedWeightsTest, AsManyBytesMoveAsThePlannersOrderSays) {

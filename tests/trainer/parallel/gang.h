@@ -1,32 +1,30 @@
-// The ranks of a gang as threads of the test.
+// Ranks as threads of one process.
 #pragma once
 
-#include <ATen/ATen.h>
-
 #include <chrono>
+#include <cstdint>
 #include <functional>
 #include <future>
-#include <string>
 #include <vector>
 
 #include "worker/trainer/parallel/communicator.h"
 
-namespace longspan::testing {
+namespace longspan::trainer::testing {
 
 // Runs `body` as every rank of a gang, one thread each; rethrows what a rank threw.
-inline void AsGang(int64_t world_size, const std::function<void(trainer::Communicator&)>& body) {
+inline void AsGang(int64_t world_size, const std::function<void(Communicator&)>& body) {
   std::promise<std::string> address;
   std::shared_future<std::string> found = address.get_future().share();
   std::vector<std::future<void>> ranks;
   for (int64_t rank = 0; rank < world_size; ++rank) {
     ranks.push_back(std::async(std::launch::async, [&, rank, found] {
-      trainer::CommunicatorOptions options;
+      CommunicatorOptions options;
       options.rank = rank;
       options.world_size = world_size;
       options.store = rank == 0 ? "127.0.0.1:0" : found.get();
       options.connect_timeout = std::chrono::seconds(30);
       options.collective_timeout = std::chrono::seconds(30);
-      auto communicator = trainer::Communicator::OpenStore(options);
+      auto communicator = Communicator::OpenStore(options);
       if (rank == 0) address.set_value(communicator->store_address());
       communicator->Join();
       body(*communicator);
@@ -37,4 +35,4 @@ inline void AsGang(int64_t world_size, const std::function<void(trainer::Communi
   for (auto& rank : ranks) rank.get();
 }
 
-}  // namespace longspan::testing
+}  // namespace longspan::trainer::testing

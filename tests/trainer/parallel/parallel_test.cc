@@ -3,11 +3,13 @@
 
 #include <chrono>
 #include <cmath>
+#include <stdexcept>
 
 #include "tests/trainer/parallel/gang.h"
 #include "worker/trainer/errors.h"
 #include "worker/trainer/parallel/communicator.h"
 #include "worker/trainer/parallel/gradient_reducer.h"
+#include "worker/trainer/parallel/sequence_ranks.h"
 
 namespace longspan::trainer {
 namespace {
@@ -83,6 +85,19 @@ TEST(Communicator, PublishedWordsReachTheOthersBeforeTheyJoin) {
   });
 }
 
+TEST(Communicator, AllReducesThatOverlapAreTimedOnce) {
+  AsGang(2, [&](Communicator& ranks) {
+    EXPECT_EQ(ranks.allreduce_time().count(), 0);
+    const auto begin = std::chrono::steady_clock::now();
+    std::vector<std::unique_ptr<Communicator::Pending>> pending;
+    for (int i = 0; i < 10; ++i) pending.push_back(ranks.StartAllReduce(at::zeros({10000})));
+    for (const auto& one : pending) one->Wait();
+    EXPECT_GT(ranks.allreduce_time().count(), 0);
+    EXPECT_LE(ranks.allreduce_time(), std::chrono::steady_clock::now() - begin);
+    EXPECT_EQ(ranks.allreduce_bytes(), 400000);
+  });
+}
+
 TEST(Communicator, ADeadPeerIsAnInfrastructureErrorWithinSeconds) {
   const auto begin = std::chrono::steady_clock::now();
   EXPECT_THROW(AsGang(2,
@@ -135,6 +150,75 @@ TEST(Communicator, APeerThatDiesBeforeAnAllGatherIsAnInfrastructureErrorWithinSe
                       }),
                InfrastructureError);
   EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(10));
+}
+
+TEST(Communicator, ExchangesGoToTheRankThatTheyNameInTheOrderOfTheirStarts) {
+  AsGang(3, [&](Communicator& ranks) {
+    const int64_t next = (ranks.rank() + 1) % 3, before = (ranks.rank() + 2) % 3;
+    const at::Tensor sum = at::ones({1 << 18});
+    const auto reduced = ranks.StartAllReduce(sum);  // beside the exchanges
+    std::vector<at::Tensor> sent, received;
+    std::vector<std::unique_ptr<Communicator::Pending>> pending;
+    for (int64_t size : {1, 70000, 3}) {
+      sent.push_back(at::full({size}, 10.0 * static_cast<double>(ranks.rank()) + static_cast<double>(sent.size())));
+      received.push_back(at::zeros({size}));
+      pending.push_back(ranks.StartExchange({sent.back(), next, received.back(), before}));
+    }
+    for (size_t i = 0; i < pending.size(); ++i) {
+      pending[i]->Wait();
+      EXPECT_TRUE(received[i].eq(10.0 * static_cast<double>(before) + static_cast<double>(i)).all().item<bool>());
+    }
+    reduced->Wait();
+    EXPECT_TRUE(sum.eq(3).all().item<bool>());
+    EXPECT_EQ(ranks.exchanged_bytes(), 70004 * 4);
+  });
+}
+
+TEST(Communicator, AnExchangeInOneDirectionNeedsNothingBack) {
+  AsGang(2, [&](Communicator& ranks) {
+    const at::Tensor word = at::full({5}, static_cast<double>(1 - ranks.rank()));
+    if (ranks.rank() == 0) ranks.StartExchange({word, 1, {}, 0})->Wait();
+    if (ranks.rank() == 1) ranks.StartExchange({{}, 0, word, 0})->Wait();
+    EXPECT_TRUE(word.eq(1).all().item<bool>());
+    EXPECT_EQ(ranks.exchanged_bytes(), ranks.rank() == 0 ? 20 : 0);
+  });
+}
+
+TEST(Communicator, APeerThatDiesInAnExchangeIsAnInfrastructureErrorWithinSeconds) {
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_THROW(AsGang(2,
+                      [&](Communicator& ranks) {
+                        if (ranks.rank() == 1) throw std::runtime_error("this rank dies");
+                        ranks.StartExchange({{}, 0, at::zeros({1000}), 1})->Wait();
+                      }),
+               InfrastructureError);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(10));
+}
+
+TEST(SequenceRanks, AreConsecutiveInTheirDataGroup) {
+  AsGang(4, [&](Communicator& ranks) {
+    SequenceRanks sequence(ranks, 2);
+    EXPECT_EQ(sequence.group(), ranks.rank() / 2);
+    EXPECT_EQ(sequence.rank(), ranks.rank() % 2);
+    EXPECT_EQ(sequence.groups(), 2);
+    EXPECT_EQ(sequence.AnyOf(ranks.rank() == 2), sequence.group() == 1);
+    EXPECT_FALSE(sequence.AnyOf(false));
+    EXPECT_THROW(SequenceRanks(ranks, 3), SpecError);
+  });
+}
+
+TEST(SequenceRanks, SharesCoverASequenceInOrder) {
+  for (const int64_t tokens : {1, 7, 8, 9, 64}) {
+    for (const int64_t ranks : {1, 2, 3, 8}) {
+      int64_t next = 0;
+      for (const SequenceShare& share : SharesOf(tokens, ranks)) {
+        EXPECT_EQ(share.first, next);
+        EXPECT_TRUE(share.tokens == tokens / ranks || share.tokens == tokens / ranks + 1);
+        next += share.tokens;
+      }
+      EXPECT_EQ(next, tokens);
+    }
+  }
 }
 
 TEST(Communicator, AWrongStoreAddressIsABadSpec) {

@@ -221,6 +221,68 @@ TEST_F(RunTest, AKilledRankThatSharesWeightsEndsTheOthersAsAnInfrastructureFailu
   EXPECT_EQ(gang[0]->WaitForExit(), 30);
 }
 
+TEST_F(RunTest, RanksThatShareSequencesEqualOneFromPreparingToExport) {
+  const nlohmann::json three_steps = {{"training", {{"steps", 3}}}, {"evaluation", {{"every_steps", 2}}}};
+  ASSERT_EQ(RunToEnd("run", three_steps, "one"), 0) << Text(Log());
+  nlohmann::json shared = three_steps;
+  shared["resources"] = {{"slots", 2}, {"sequence_parallel", 2}};
+  const auto rank = [&](const char* number) {
+    return StartUnderService(
+        shared, "two", 1,
+        {"--resume-from", "none", "--world-size", "2", "--rank", number, "--advertise-address", "127.0.0.1"});
+  };
+  auto first = rank("0"), second = rank("1");
+  const auto address = first->Await<lines::Rendezvous>();
+  ASSERT_TRUE(address) << Text(Log());
+  second->Send(*address);
+  ASSERT_TRUE(first->Await<lines::Done>()) << Text(Log());
+  EXPECT_EQ(first->WaitForExit(), 0) << Text(Log());
+  EXPECT_EQ(second->WaitForExit(), 0) << Text(Log());
+  const auto lines_of = [&](const std::string& work) {
+    std::ifstream progress(Work(work) + "/progress.jsonl");
+    std::vector<nlohmann::json> lines;
+    for (std::string line; std::getline(progress, line);) lines.push_back(nlohmann::json::parse(line));
+    return lines;
+  };
+  const auto one = lines_of("one"), two = lines_of("two");
+  ASSERT_EQ(one.size(), 3u + 2u);  // and two lengths after the second step
+  ASSERT_EQ(two.size(), one.size());
+  for (size_t line = 0; line < one.size(); ++line) {
+    EXPECT_NEAR(two[line].at("loss").get<double>() / one[line].at("loss").get<double>(), 1.0, 1e-5) << two[line];
+    if (one[line].contains("perplexity")) continue;
+    EXPECT_EQ(two[line].at("tokens_total"), one[line].at("tokens_total"));
+    EXPECT_NEAR(two[line].at("grad_norm").get<double>() / one[line].at("grad_norm").get<double>(), 1.0, 1e-4);
+    EXPECT_GT(two[line].at("exchanged_bytes_total").get<double>(), 0) << two[line];
+  }
+  const auto table = nlohmann::json::parse(Text(Work("two") + "/evaluation.json")).at("rows");
+  const auto expected = nlohmann::json::parse(Text(Work("one") + "/evaluation.json")).at("rows");
+  ASSERT_EQ(table.size(), expected.size());
+  for (size_t row = 0; row < table.size(); ++row) {
+    EXPECT_EQ(table[row].at("tokens"), expected[row].at("tokens"));
+    EXPECT_NEAR(table[row].at("loss").get<double>() / expected[row].at("loss").get<double>(), 1.0, 1e-5) << table[row];
+  }
+  EXPECT_TRUE(fs::exists(job_.folder() / "two" / "run_card.json"));
+  EXPECT_TRUE(fs::exists(job_.folder() / "two" / "adapter" / "adapter_model.safetensors"));
+}
+
+TEST_F(RunTest, AStopOfOneRankStopsAllThatShareItsSequences) {
+  nlohmann::json shared = endless_;
+  shared["resources"] = {{"slots", 2}, {"sequence_parallel", 2}};
+  const auto rank = [&](const char* number) {
+    return StartUnderService(
+        shared, "work", 1,
+        {"--resume-from", "none", "--world-size", "2", "--rank", number, "--advertise-address", "127.0.0.1"});
+  };
+  auto first = rank("0"), second = rank("1");
+  const auto address = first->Await<lines::Rendezvous>();
+  ASSERT_TRUE(address) << Text(Log());
+  second->Send(*address);
+  ASSERT_TRUE(first->Await<lines::Progress>([](const auto& line) { return line.phase == "train"; })) << Text(Log());
+  second->Send(lines::Stop{true, "one of the two"});
+  EXPECT_EQ(first->WaitForExit(), 40) << Text(Log());
+  EXPECT_EQ(second->WaitForExit(), 40) << Text(Log());
+}
+
 TEST_F(RunTest, AStopLineEndsWithACheckpointAndExitCode40) {
   auto trainer = StartUnderService(endless_, "work", 1);
   ASSERT_TRUE(trainer->Await<lines::Progress>([](const auto& line) { return line.phase == "train" && line.step >= 3; }))

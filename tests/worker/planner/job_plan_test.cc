@@ -41,6 +41,24 @@ TEST(ChoosePolicy, WithoutALimitNothingIsRecomputed) {
   EXPECT_THAT(result.would_fit, IsEmpty());
 }
 
+TEST(ChoosePolicy, RanksThatShareSequencesReachLongerContextsThatTheyCanShare) {
+  jobfile::JobSpec spec = LlamaSpec();
+  const int64_t alone = *LongestContext(LlamaJob(spec, 40));
+  spec.resources.slots = spec.resources.sequence_parallel.emplace(4);
+  for (const std::optional<int64_t> group : {std::optional<int64_t>(), std::optional<int64_t>(1000)}) {
+    spec.attention.group_size = group;
+    const int64_t shared = *LongestContext(LlamaJob(spec, 40));
+    EXPECT_GT(shared, 3 * alone);
+    spec.context_length = shared;
+    EXPECT_TRUE(jobfile::ContextDivides(spec)) << shared;
+    EXPECT_TRUE(ChoosePolicy(LlamaJob(spec, 40)).fits);
+    spec.context_length = 4 * 1000 * 1000;
+    const PlanResult result = ChoosePolicy(LlamaJob(spec, 40));
+    EXPECT_FALSE(result.fits);
+    EXPECT_THAT(result.would_fit, Contains("context_length: " + std::to_string(shared)));
+  }
+}
+
 TEST(ChoosePolicy, LessMemoryIsNeverFasterAndAlwaysKept) {
   double seconds = 0;
   for (const int64_t gib : {140, 100, 70, 50, 40, 30, 25, 20}) {

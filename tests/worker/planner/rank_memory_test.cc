@@ -166,6 +166,28 @@ TEST(PlannedJob, CountsThePassesOfTheRankThatHasMost) {
   EXPECT_EQ(job.passes_of_rank(), 1);
 }
 
+TEST(PlannedJob, RanksThatShareSequencesHaveAPartOfEach) {
+  jobfile::JobSpec spec = SpecOf(jobfile::MethodKind::kLora, jobfile::TrainingDtype::kFp32);
+  spec.resources.slots = 4;
+  spec.training.micro_batch = 2;
+  const RankMemory whole = MemoryOfRank(JobOf(TinyQwen(), spec), {});
+  spec.resources.sequence_parallel = 2;
+  PlannedJob job = JobOf(TinyQwen(), spec);
+  EXPECT_EQ(job.sequences_of_rank(), 3);  // 6 in two groups
+  EXPECT_EQ(job.rows(), 2 * 256);
+  EXPECT_EQ(job.Shape().halo_rows, 2 * 64);  // half a group of 128
+  EXPECT_EQ(job.Shape().ring_rows, 0);
+  EXPECT_EQ(job.Shape().moved_key_value_size(), 2 * 1 * 16);
+  const RankMemory half = MemoryOfRank(job, {});
+  EXPECT_EQ(2 * half.activations(), whole.activations());
+  EXPECT_LT(half.workspace, whole.workspace);
+  EXPECT_EQ(half.batch, 2 * 512 * 24 + 2 * 256 * 24 + 2 * 2048 * 8 * 4);
+  spec.attention.kind = jobfile::AttentionKind::kFull;
+  job = JobOf(TinyQwen(), spec);
+  EXPECT_EQ(job.Shape().halo_rows, 0);
+  EXPECT_EQ(job.Shape().ring_rows, 2 * 256);
+}
+
 TEST(PlannedJob, AConfigThatMakesNoSenseIsNotCounted) {
   for (const char* key : {"hidden_size", "intermediate_size"}) {
     nlohmann::json config = TinyQwen();

@@ -35,6 +35,8 @@ StepShape ShapeOf(int64_t rows, int64_t element_bytes, unsigned switches) {
   shape.trains_norms = shape.trains_head = (switches & 32) != 0;
   shape.attention_scratch_bytes = (switches & 64) != 0 ? 1000 : 0;
   const bool scratch = (switches & 128) != 0;
+  shape.halo_rows = (switches & 3) == 1 ? (rows + 1) / 2 : 0;
+  shape.ring_rows = (switches & 3) == 2 ? rows + 1 : 0;
   shape.query_key_value = {48, shape.query_key_value_size(), 24, scratch};
   shape.output = {shape.query_size(), 48, 8, scratch};
   shape.mlp_in = {48, shape.mlp_in_size(), 0, false};

@@ -124,6 +124,25 @@ TEST(StepTime, MoreRanksTakeLessTimeForTheSameBatch) {
   EXPECT_DOUBLE_EQ(TimeOfStep(four, pass, 0, 0).executed_flops, TimeOfStep(one, pass, 0, 0).executed_flops);
 }
 
+TEST(StepTime, RanksThatShareASequenceTakeTheTimeOfTheLastOne) {
+  jobfile::JobSpec spec = SmallSpec();
+  spec.training.micro_batch = 1;
+  for (const AttentionKind kind : {AttentionKind::kS2, AttentionKind::kFull}) {
+    spec.attention.kind = kind;
+    spec.resources.slots = 1;
+    spec.resources.sequence_parallel.reset();
+    const PlannedJob whole = JobOf(TinyQwen(), spec);
+    const StepTime alone = TimeOfStep(whole, WorkOfPass(whole, whole.Shape(), {}), 0, 0);
+    spec.resources.slots = 4;
+    spec.resources.sequence_parallel = 4;
+    const PlannedJob part = JobOf(TinyQwen(), spec);
+    const StepTime shared = TimeOfStep(part, WorkOfPass(part, part.Shape(), {}), 0, 0);
+    EXPECT_NEAR(shared.seconds_attention / alone.seconds_attention, kind == AttentionKind::kFull ? 7.0 / 16 : 0.25,
+                1e-9);
+    EXPECT_NEAR(shared.executed_flops / alone.executed_flops, 1.0, 1e-9);
+  }
+}
+
 // The design's own roofline of an H200 for Llama-2-7B, which counts products and attention only: an estimate with
 // memory traffic lies below it, and not far.
 TEST(StepTime, LiesALittleBelowTheRooflinesOfTheDesign) {

@@ -40,7 +40,8 @@ void DropRows(const DropoutPass& pass, const DropoutSite& site, const at::Tensor
     for (int64_t row = begin; row < end; ++row) {
       const int64_t batch_row = site.first_row + row;
       const uint64_t key = SequenceKey(pass, site, batch_row / pass.tokens);
-      const uint64_t first_element = static_cast<uint64_t>(batch_row % pass.tokens) * static_cast<uint64_t>(size);
+      const int64_t token = pass.first_token + batch_row % pass.tokens;
+      const uint64_t first_element = static_cast<uint64_t>(token) * static_cast<uint64_t>(size);
       DropRow(key, first_element, threshold, scale, from + row * x.stride(0), to + row * out.stride(0), size);
     }
   });

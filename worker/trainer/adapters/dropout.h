@@ -16,6 +16,7 @@ struct DropoutPass {
   int64_t step = 0;
   int64_t first_sequence_index = 0;  // of row 0, in the global batch
   int64_t tokens = 0;                // rows of a sequence
+  int64_t first_token = 0;           // of the first of them, where a sequence has more tokens than rows here
 
   bool active() const { return rate > 0; }
 };

@@ -3,10 +3,8 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <cmath>
 
-#include "worker/trainer/memory/counting_allocator.h"
-#include "worker/trainer/model/row_parallel.h"
+#include "worker/trainer/attention/block_attention.h"
 
 namespace longspan::trainer {
 namespace {
@@ -119,127 +117,8 @@ at::Tensor BlockView(const at::Tensor& rows, const AttentionCall& call, const He
                          {call.stride_rows * rows.stride(0), rows.stride(1), rows.stride(0), 1}, offset);
 }
 
-at::Tensor QueryView(const at::Tensor& rows, const AttentionCall& call) {
-  return BlockView(rows, call, {call.query_head, call.query_heads, call.first_row, call.length});
-}
-
-at::Tensor KeyValueView(const at::Tensor& rows, const AttentionCall& call) {
-  return BlockView(rows, call, {call.key_value_head, call.key_value_heads, call.first_row, call.length});
-}
-
 at::Tensor PrefixView(const at::Tensor& rows, const AttentionCall& call) {
   return BlockView(rows, call, {call.key_value_head, call.key_value_heads, call.prefix_first_row, call.prefix_length});
-}
-
-// Takes the first row of every block out of `out_gradient` and returns what it adds to dV there: (blocks, Hkv, D).
-at::Tensor TakeFirstRows(const at::Tensor& out_gradient, const AttentionCall& call) {
-  const at::Tensor rows = out_gradient.select(2, 0);  // (blocks, heads, D)
-  const at::Tensor value_gradient =
-      rows.reshape({call.blocks, call.key_value_heads, call.query_heads / call.key_value_heads, rows.size(2)}).sum(2);
-  rows.zero_();
-  return value_gradient;
-}
-
-// Softmax over two sets of keys from the softmax over each, for one query of one head; into the first.
-template <typename T>
-void JoinRow(float* logsumexp, float other_logsumexp, T* __restrict values, const T* __restrict other_values,
-             int64_t size) {
-  const float larger = std::max(*logsumexp, other_logsumexp);
-  const float joined = larger + std::log(std::exp(*logsumexp - larger) + std::exp(other_logsumexp - larger));
-  const float weight = std::exp(*logsumexp - joined);
-  const float other_weight = std::exp(other_logsumexp - joined);
-  for (int64_t i = 0; i < size; ++i) {
-    values[i] =
-        static_cast<T>(weight * static_cast<float>(values[i]) + other_weight * static_cast<float>(other_values[i]));
-  }
-  *logsumexp = joined;
-}
-
-// values (blocks, heads, length, D) and logsumexp (blocks, heads, length), from a kernel each. By hand, because ATen's
-// vectorised loops round the last elements of a tensor differently, so a sequence would depend on its place in a batch.
-template <typename T>
-void JoinSoftmaxOf(const at::Tensor& values, const at::Tensor& logsumexp, const at::Tensor& other_values,
-                   const at::Tensor& other_logsumexp) {
-  at::TensorAccessor<float, 3> sums = logsumexp.accessor<float, 3>();
-  at::TensorAccessor<float, 3> other_sums = other_logsumexp.accessor<float, 3>();
-  at::TensorAccessor<T, 4> to = values.accessor<T, 4>();
-  at::TensorAccessor<T, 4> from = other_values.accessor<T, 4>();
-  TORCH_CHECK(values.stride(3) == 1 && other_values.stride(3) == 1, "attention wants values with last stride 1");
-  const int64_t length = values.size(2);
-  ForRowRanges(values.size(0) * length, /*grain=*/16, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t block = row / length, token = row % length;
-      for (int64_t head = 0; head < values.size(1); ++head) {
-        JoinRow(&sums[block][head][token], other_sums[block][head][token], to[block][head][token].data(),
-                from[block][head][token].data(), values.size(3));
-      }
-    }
-  });
-}
-
-void JoinSoftmax(const at::Tensor& values, const at::Tensor& logsumexp, const at::Tensor& other_values,
-                 const at::Tensor& other_logsumexp) {
-  if (values.scalar_type() == at::kFloat) {
-    JoinSoftmaxOf<float>(values, logsumexp, other_values, other_logsumexp);
-  } else {
-    TORCH_CHECK(values.scalar_type() == at::kBFloat16, "attention of ", values.scalar_type());
-    JoinSoftmaxOf<at::BFloat16>(values, logsumexp, other_values, other_logsumexp);
-  }
-}
-
-// The block's own rows causally, and its prefix whole.
-void AtenForward(const AttentionCall& call, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                 const at::Tensor& out, const at::Tensor& logsumexp) {
-  const ListedAllocation outputs;
-  const at::Tensor queries = QueryView(q, call);
-  const auto [values, call_logsumexp] = at::_scaled_dot_product_flash_attention_for_cpu(
-      queries, KeyValueView(k, call), KeyValueView(v, call), /*dropout_p=*/0.0, /*is_causal=*/true);
-  if (call.prefix_length > 0) {
-    const auto [prefix_values, prefix_logsumexp] = at::_scaled_dot_product_flash_attention_for_cpu(
-        queries, PrefixView(k, call), PrefixView(v, call), /*dropout_p=*/0.0, /*is_causal=*/false);
-    JoinSoftmax(values, call_logsumexp, prefix_values, prefix_logsumexp);
-  }
-  QueryView(out, call).copy_(values);
-  logsumexp.copy_(call_logsumexp);
-}
-
-// What the rows seen through the prefix get, and what it adds to dQ. Against the joined output and logsumexp each set
-// of keys has its true weights.
-void AtenPrefixBackward(const AttentionCall& call, const AttentionInputs& inputs, const at::Tensor& logsumexp,
-                        const at::Tensor& call_gradient, const at::Tensor& query_gradient,
-                        const AttentionGradients& gradients) {
-  const auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-      call_gradient, QueryView(inputs.q, call), PrefixView(inputs.k, call), PrefixView(inputs.v, call),
-      QueryView(inputs.out, call), logsumexp, /*dropout_p=*/0.0, /*is_causal=*/false);
-  query_gradient.add_(dq);
-  PrefixView(gradients.k, call).add_(dk);
-  PrefixView(gradients.v, call).add_(dv);
-}
-
-void AtenBackward(const AttentionCall& call, const AttentionInputs& inputs, const at::Tensor& logsumexp,
-                  const at::Tensor& out_gradient, const AttentionGradients& gradients) {
-  const ListedAllocation outputs;
-  const at::Tensor call_gradient = QueryView(out_gradient, call);
-  const bool first_rows_are_alone = call.prefix_length == 0;
-  at::Tensor first_value_gradient;
-  if (first_rows_are_alone) first_value_gradient = TakeFirstRows(call_gradient, call);
-  const auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-      call_gradient, QueryView(inputs.q, call), KeyValueView(inputs.k, call), KeyValueView(inputs.v, call),
-      QueryView(inputs.out, call), logsumexp, /*dropout_p=*/0.0,
-      /*is_causal=*/true);
-  if (first_rows_are_alone) {
-    dv.select(2, 0).add_(first_value_gradient);
-  } else {
-    AtenPrefixBackward(call, inputs, logsumexp, call_gradient, dq, gradients);
-  }
-  QueryView(gradients.q, call).copy_(dq);
-  if (call.adds_to_key_value) {
-    KeyValueView(gradients.k, call).add_(dk);
-    KeyValueView(gradients.v, call).add_(dv);
-  } else {
-    KeyValueView(gradients.k, call).copy_(dk);
-    KeyValueView(gradients.v, call).copy_(dv);
-  }
 }
 
 std::vector<FlashKeys> FlashKeysOf(const AttentionCall& call, const at::Tensor& k, const at::Tensor& v) {
@@ -249,27 +128,30 @@ std::vector<FlashKeys> FlashKeysOf(const AttentionCall& call, const at::Tensor& 
   return keys;
 }
 
-void FlashCallBackward(const AttentionCall& call, const AttentionInputs& inputs, const at::Tensor& logsumexp,
-                       const at::Tensor& out_gradient, const AttentionGradients& gradients,
-                       const FlashSetting& setting) {
-  std::vector<FlashKeyGradients> key_gradients;
-  if (call.prefix_length > 0) {
-    key_gradients.push_back({PrefixView(gradients.k, call), PrefixView(gradients.v, call), /*adds=*/true});
-  }
-  key_gradients.push_back({KeyValueView(gradients.k, call), KeyValueView(gradients.v, call), call.adds_to_key_value});
-  FlashBackward({QueryView(inputs.q, call), QueryView(inputs.out, call), logsumexp},
-                FlashKeysOf(call, inputs.k, inputs.v), {QueryView(out_gradient, call), QueryView(gradients.q, call)},
-                key_gradients, setting);
+// An earlier call has written what the rows of a prefix get.
+std::vector<FlashKeyGradients> KeyGradientsOf(const AttentionCall& call, const AttentionGradients& gradients) {
+  std::vector<FlashKeyGradients> parts;
+  if (call.prefix_length > 0) parts.push_back({PrefixView(gradients.k, call), PrefixView(gradients.v, call), true});
+  parts.push_back({KeyValueView(gradients.k, call), KeyValueView(gradients.v, call), call.adds_to_key_value});
+  return parts;
 }
 
 int64_t LogsumexpSizeOf(const AttentionCall& call) { return call.blocks * call.query_heads * call.length; }
 
 FlashSetting WithWorkspace(const FlashSetting& setting, const at::Tensor& q) {
-  if (setting.workspace.defined()) return setting;
+  if (setting.workspace.defined() || !FlashTakes(q, setting)) return setting;
   return {at::empty({FlashWorkspaceSize(q.size(-1), at::get_num_threads())}, q.options()), setting.instructions};
 }
 
 }  // namespace
+
+at::Tensor QueryView(const at::Tensor& rows, const AttentionCall& call) {
+  return BlockView(rows, call, {call.query_head, call.query_heads, call.first_row, call.length});
+}
+
+at::Tensor KeyValueView(const at::Tensor& rows, const AttentionCall& call) {
+  return BlockView(rows, call, {call.key_value_head, call.key_value_heads, call.first_row, call.length});
+}
 
 AttentionPlan PlanFullAttention(const AttentionShape& shape) {
   CheckShape(shape);
@@ -326,16 +208,10 @@ void AttentionForward(const AttentionPlan& plan, const at::Tensor& q, const at::
                       const at::Tensor& out, const std::vector<at::Tensor>& logsumexp, const FlashSetting& setting) {
   TORCH_CHECK(logsumexp.size() == plan.size(), "attention forward with ", logsumexp.size(), " logsumexps for ",
               plan.size(), " calls");
-  const bool flash = FlashTakes(q, setting);
-  const FlashSetting with_workspace = flash ? WithWorkspace(setting, q) : setting;
+  const FlashSetting with_workspace = WithWorkspace(setting, q);
   for (size_t index = 0; index < plan.size(); ++index) {
     const AttentionCall& call = plan[index];
-    if (flash) {
-      FlashForward({QueryView(q, call), QueryView(out, call), logsumexp[index]}, FlashKeysOf(call, k, v),
-                   with_workspace);
-    } else {
-      AtenForward(call, q, k, v, out, logsumexp[index]);
-    }
+    BlockForward({QueryView(q, call), QueryView(out, call), logsumexp[index]}, FlashKeysOf(call, k, v), with_workspace);
   }
 }
 
@@ -351,14 +227,12 @@ void AttentionBackward(const AttentionPlan& plan, const AttentionInputs& inputs,
                        const std::vector<at::Tensor>& logsumexp, const at::Tensor& out_gradient,
                        const AttentionGradients& gradients, const FlashSetting& setting) {
   TORCH_CHECK(logsumexp.size() == plan.size(), "attention backward with another plan than forward");
-  const bool flash = FlashTakes(inputs.q, setting);
-  const FlashSetting with_workspace = flash ? WithWorkspace(setting, inputs.q) : setting;
+  const FlashSetting with_workspace = WithWorkspace(setting, inputs.q);
   for (size_t index = 0; index < plan.size(); ++index) {
-    if (flash) {
-      FlashCallBackward(plan[index], inputs, logsumexp[index], out_gradient, gradients, with_workspace);
-    } else {
-      AtenBackward(plan[index], inputs, logsumexp[index], out_gradient, gradients);
-    }
+    const AttentionCall& call = plan[index];
+    BlockBackward({QueryView(inputs.q, call), QueryView(inputs.out, call), logsumexp[index]},
+                  FlashKeysOf(call, inputs.k, inputs.v), {QueryView(out_gradient, call), QueryView(gradients.q, call)},
+                  KeyGradientsOf(call, gradients), with_workspace);
   }
 }
 

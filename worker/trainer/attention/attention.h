@@ -87,9 +87,13 @@ int64_t LogsumexpSize(const AttentionPlan& plan);
 // The logsumexp of each call, (blocks, query_heads, length), as views of one contiguous tensor of LogsumexpSize values.
 std::vector<at::Tensor> SplitLogsumexp(const AttentionPlan& plan, const at::Tensor& all);
 
-// fp32 on the CPU runs on this project's kernels (flash_cpu.h), which write into the views and allocate nothing beside
-// the workspace; where `setting` names no instructions, and for every other type, ATen's run and copies are made. A
-// setting without a workspace: each pass makes one of FlashWorkspaceSize(D, threads) values.
+// What the query heads of a call read or write in rows (N, Hq, D), and its key/value heads in rows (N, Hkv, D), without
+// its prefix: (blocks, heads, length, D).
+at::Tensor QueryView(const at::Tensor& rows, const AttentionCall& call);
+at::Tensor KeyValueView(const at::Tensor& rows, const AttentionCall& call);
+
+// Each call is BlockForward and BlockBackward (block_attention.h): fp32 on the CPU allocates nothing beside the
+// workspace. A setting without one: each pass makes one of FlashWorkspaceSize(D, threads) values.
 
 // q (N, Hq, D), k and v (N, Hkv, D): views whose last stride is 1, rows of the sequences one after the other. Writes
 // out (N, Hq, D) and the logsumexp of each call, which the backward pass needs.

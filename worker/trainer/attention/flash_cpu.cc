@@ -163,6 +163,7 @@ void FlashBackward(const FlashQueries& queries, const std::vector<FlashKeys>& ke
   problem.dout = ViewOf(gradients.out, queries.q.sizes(), "gradient of out");
   problem.dq = ViewOf(gradients.q, queries.q.sizes(), "gradient of q");
   problem.adds_to_dq = gradients.adds;
+  problem.joined = queries.joined;
   for (size_t run = 0; run < keys.size(); ++run) {
     FlashSegment& segment = problem.segments[run];
     segment.dk = ViewOf(key_gradients[run].k, keys[run].k.sizes(), "gradient of k");

@@ -52,6 +52,8 @@ struct FlashKeyGradients {
 struct FlashQueries {
   at::Tensor q, out;     // (blocks, Hq, length, D)
   at::Tensor logsumexp;  // (blocks, Hq, length), any strides: of the scaled scores, natural
+  // Backward: out and logsumexp are of more keys than the call has, which other calls go back through.
+  bool joined = false;
 };
 struct FlashQueryGradients {
   at::Tensor out;  // (blocks, Hq, length, D)
@@ -63,7 +65,7 @@ struct FlashQueryGradients {
 void FlashForward(const FlashQueries& queries, const std::vector<FlashKeys>& keys, const FlashSetting& setting);
 
 // Writes the gradients of q and of each run of keys, from gradients.out and what FlashForward wrote. With one causal
-// run the first query sees only itself: q and k get exactly nothing from it.
+// run, unless it is joined, the first query sees only itself: q and k get exactly nothing from it.
 void FlashBackward(const FlashQueries& queries, const std::vector<FlashKeys>& keys,
                    const FlashQueryGradients& gradients, const std::vector<FlashKeyGradients>& key_gradients,
                    const FlashSetting& setting);

@@ -344,7 +344,7 @@ void Backward(const FlashProblem& problem, int64_t task, float* memory) {
       for (int64_t head = key_value_head * heads; head < (key_value_head + 1) * heads; ++head) {
         const int64_t first_query = segment.causal ? first_key : 0;
         for (int64_t row = first_query; row < problem.length; row += kFlashTile) {
-          const bool alone = segment.causal && problem.segment_count == 1 && row == 0;
+          const bool alone = segment.causal && problem.segment_count == 1 && !problem.joined && row == 0;
           BackwardTile<Simd>(problem, {block, head, row, Min(kFlashTile, problem.length - row)}, scratch,
                              SightOf(segment.causal, keys, row - first_key), alone, adds_to_dq, adds_to_keys);
           adds_to_keys = true;

@@ -33,6 +33,7 @@ struct FlashProblem {
   FlashView q, out, logsumexp;
   FlashView dout, dq;  // backward
   bool adds_to_dq = false;
+  bool joined = false;  // out and logsumexp are of more keys than these
   FlashSegment segments[2];
   int segment_count = 0;
 };

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "worker/trainer/attention/block_attention.h"
+
 namespace longspan::trainer {
 namespace {
 
@@ -48,7 +50,40 @@ void AttendSequences(const SequenceRows& rows_of, int64_t window, const Heads& h
   }
 }
 
+// (rows, keys): 0 where the row sees the key, `ahead` tokens before it where both have number 0; else -inf.
+at::Tensor PartMask(int64_t rows, int64_t keys, int64_t ahead, int64_t window, at::ScalarType dtype) {
+  const at::Tensor distance = at::arange(ahead, ahead + rows).unsqueeze(1).sub(at::arange(keys).unsqueeze(0));
+  const at::Tensor hidden = distance.lt(0).logical_or_(distance.ge(window));
+  return at::zeros(hidden.sizes(), dtype).masked_fill_(hidden, -std::numeric_limits<double>::infinity());
+}
+
 }  // namespace
+
+void WindowPartForward(const WindowPart& part, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                       const at::Tensor& out, const at::Tensor& logsumexp) {
+  TORCH_CHECK(part.window >= 1 && part.first_key <= part.first_query, "attention through a window of ", part.window,
+              " tokens from ", part.first_query, " to ", part.first_key);
+  const int64_t keys_end = part.first_key + k.size(2);
+  for (int64_t begin = 0; begin < q.size(2); begin += kWindowTileRowsMax) {
+    const int64_t first = part.first_query + begin;
+    // The last token that sees any of the keys is the last key's place and a window less one on.
+    const int64_t rows = std::min({kWindowTileRowsMax, q.size(2) - begin, keys_end + part.window - 1 - first});
+    if (rows <= 0) return;
+    const int64_t first_key = std::max(part.first_key, first - part.window + 1);
+    const int64_t keys = std::min(keys_end, first + rows) - first_key;
+    const at::Tensor mask = PartMask(rows, keys, first - first_key, part.window, q.scalar_type());
+    const int64_t skipped = first_key - part.first_key;
+    const auto [values, sums] = at::_scaled_dot_product_flash_attention_for_cpu(
+        q.narrow(2, begin, rows), k.narrow(2, skipped, keys), v.narrow(2, skipped, keys), /*dropout_p=*/0.0,
+        /*is_causal=*/false, mask);
+    if (part.joins) {
+      JoinSoftmax(out.narrow(2, begin, rows), logsumexp.narrow(2, begin, rows), values, sums);
+    } else {
+      out.narrow(2, begin, rows).copy_(values);
+      logsumexp.narrow(2, begin, rows).copy_(sums);
+    }
+  }
+}
 
 void SlidingWindowAttention(const AttentionShape& shape, int64_t window, const at::Tensor& q, const at::Tensor& k,
                             const at::Tensor& v, const at::Tensor& out) {

@@ -26,4 +26,15 @@ inline constexpr int64_t kWindowTileRowsMax = 512;
 void SlidingWindowAttention(const AttentionShape& shape, int64_t window, const at::Tensor& q, const at::Tensor& k,
                             const at::Tensor& v, const at::Tensor& out);
 
+// A part of the queries and a part of the keys of sequences: token first_query + i is row i of q, token first_key + j
+// row j of k, and first_key <= first_query.
+struct WindowPart {
+  int64_t window = 0;
+  int64_t first_query = 0, first_key = 0;
+  bool joins = false;  // the softmax over these keys into that over others; else overwrites, and each row sees a key
+};
+// q, out (B, Hq, n, D), k, v (B, Hkv, m, D), logsumexp (B, Hq, n) fp32. Rows that see none of the keys stay.
+void WindowPartForward(const WindowPart& part, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                       const at::Tensor& out, const at::Tensor& logsumexp);
+
 }  // namespace longspan::trainer

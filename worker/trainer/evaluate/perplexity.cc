@@ -38,6 +38,8 @@ class Windows {
   }
 
   int64_t length() const { return length_; }
+  // Windows of plain text; others keep the borders of documents, which ranks cannot share.
+  bool are_plain() const { return paper_ || dataset_->row_kind() == RowKind::kJoined; }
   int64_t count() const {
     if (!paper_) return tokens_max_ > 0 ? std::min(rows_.count(), tokens_max_ / length_) : rows_.count();
     const int64_t tokens = text_tokens();
@@ -67,18 +69,38 @@ class Windows {
   Dataset::HeldOut rows_;  // not for the paper's protocol
 };
 
+// Which rank measures which windows of one length.
+struct Share {
+  BatchSlice windows;
+  SequenceRanks* sequence = nullptr;  // that the windows are shared with; null: they are this rank's alone
+};
+
+Share ShareOf(const Windows& windows, const EvaluationPlan& plan, const Communicator& ranks) {
+  const bool shared = plan.sequence != nullptr && plan.sequence->size() > 1 && windows.are_plain() &&
+                      windows.length() > plan.whole_tokens_max && windows.length() >= plan.sequence->size();
+  if (shared) {
+    return {SliceOfRank(windows.count(), plan.sequence->group(), plan.sequence->groups()), plan.sequence};
+  }
+  return {SliceOfRank(windows.count(), ranks.rank(), ranks.world_size())};
+}
+
 // Calls of the model for this rank's windows; where ranks share weights, as many as the rank with most has.
-int64_t CallsOf(int64_t windows, int64_t batch_max, const CausalLm& model, const Communicator& ranks) {
-  const BatchSlice share = SliceOfRank(windows, ranks.rank(), ranks.world_size());
-  const int64_t count = model.shares_weights() ? LargestSlice(windows, ranks.world_size()) : share.end - share.begin;
+int64_t CallsOf(const Windows& windows, int64_t batch_max, const Share& share, const CausalLm& model,
+                const Communicator& ranks) {
+  int64_t count = share.windows.end - share.windows.begin;
+  if (model.shares_weights()) {
+    count = LargestSlice(windows.count(), share.sequence != nullptr ? share.sequence->groups() : ranks.world_size());
+  }
   return (count + batch_max - 1) / batch_max;
 }
 
-// Where ranks share weights none may leave a call to the others: they stop together.
-bool StopsNow(const EvaluationHooks& hooks, const CausalLm& model, Communicator& ranks) {
+// Ranks that share a window stop at the same one. Where ranks share weights none may leave a call to the others: all
+// stop before the same one.
+bool StopsNow(const EvaluationHooks& hooks, const Share& share, const CausalLm& model, Communicator& ranks) {
   ControlWord word;
   word.stop = hooks.stop_requested && hooks.stop_requested();
-  return model.shares_weights() ? ReduceControlWord(ranks, word).stop : word.stop;
+  if (model.shares_weights()) return ReduceControlWord(ranks, word).stop;
+  return share.sequence == nullptr ? word.stop : share.sequence->AnyOf(word.stop);
 }
 
 }  // namespace
@@ -127,7 +149,7 @@ EvaluationResult EvaluatePerplexity(CausalLm& model, const Dataset& dataset, Com
       continue;
     }
     lengths.push_back(windows);
-    const BatchSlice share = SliceOfRank(windows.count(), ranks.rank(), ranks.world_size());
+    const BatchSlice share = ShareOf(windows, plan, ranks).windows;
     all_windows += (share.end - share.begin) * static_cast<int64_t>(plan.models.size());
   }
 
@@ -135,18 +157,19 @@ EvaluationResult EvaluatePerplexity(CausalLm& model, const Dataset& dataset, Com
     const int64_t batch_max = std::max<int64_t>(1, kTokensPerCall / windows.length());
     for (const std::string& name : plan.models) {
       ControlWord word;
-      const BatchSlice share = SliceOfRank(windows.count(), ranks.rank(), ranks.world_size());
-      const int64_t calls = CallsOf(windows.count(), batch_max, model, ranks);
-      for (int64_t call = 0; call < calls && !StopsNow(hooks, model, ranks); ++call) {
-        const int64_t first = share.begin + call * batch_max;
-        if (first >= share.end) {
+      const Share share = ShareOf(windows, plan, ranks);
+      const int64_t calls = CallsOf(windows, batch_max, share, model, ranks);
+      for (int64_t call = 0; call < calls && !StopsNow(hooks, share, model, ranks); ++call) {
+        const int64_t first = share.windows.begin + call * batch_max;
+        if (first >= share.windows.end) {
           model.TakePart(CausalLm::PassKind::kForward);
           continue;
         }
-        const int64_t count = std::min(batch_max, share.end - first);
+        const int64_t count = std::min(batch_max, share.windows.end - first);
         const Batch batch = windows.Read(first, count);
         CausalLm::EvaluationOptions options = OptionsOf(name);
         options.document_ids = batch.document_ids;
+        options.alone = share.sequence == nullptr;
         const LossSum loss = model.Evaluate(batch.input_ids, batch.labels, options);
         word.loss_sum += loss.loss;
         word.scored_tokens += loss.tokens;

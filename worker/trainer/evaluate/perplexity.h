@@ -9,8 +9,9 @@
 // `tokens_max` bounds both: windows are cut from so many tokens at the start of the held-out text (where rows keep
 // borders: as many rows as fill them).
 //
-// All ranks share the windows and add up what they found, so each has the whole table. Lengths that the held-out text
-// is too short for are left out with a warning. Stopping is agreed between ranks at the end of each row.
+// All ranks share the windows and add up what they found, so each has the whole table. Where ranks share sequences,
+// long windows go to such sets of ranks, which share each of them. Lengths that the held-out text is too short for are
+// left out with a warning. Stopping is agreed between ranks at the end of each row.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +24,7 @@
 #include "worker/trainer/data/dataset.h"
 #include "worker/trainer/model/causal_lm.h"
 #include "worker/trainer/parallel/communicator.h"
+#include "worker/trainer/parallel/sequence_ranks.h"
 
 namespace longspan::trainer {
 
@@ -50,6 +52,10 @@ struct EvaluationPlan {
   jobfile::EvaluationProtocol protocol = jobfile::EvaluationProtocol::kWindows;
   int64_t tokens_max = 0;  // of the held-out text; 0: all
   int64_t step = 0;
+  // Ranks that share sequences, as the model knows them; null: none do. Windows of at most `whole_tokens_max` tokens
+  // are measured whole by one rank each all the same.
+  SequenceRanks* sequence = nullptr;
+  int64_t whole_tokens_max = 0;
 };
 
 struct EvaluationHooks {

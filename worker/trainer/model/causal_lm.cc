@@ -106,6 +106,11 @@ class Decoder : public CausalLm {
   }
 
   void ValuesChanged() override { values_changed_ = true; }
+  void ReleaseBuffers() override {
+    arena_.Release();
+    kept_.Release();
+    if (shards_) shards_->ReleaseRows();
+  }
   MemoryUse memory_use() const override {
     return {arena_.bytes(), kept_.device_bytes(), kept_.host_bytes(), kept_.wait_seconds(),
             shards_ ? shards_->wait_seconds() : 0};
@@ -117,6 +122,7 @@ class Decoder : public CausalLm {
     const at::Tensor targets = ShiftedTargets(batch.labels, batch.document_ids);
     const bool anything_scored = targets.ne(kIgnoredLabel).any().item<bool>();
     LossSum sum;
+    // Of all tokens, so that ranks that share them decide the same.
     if (anything_scored) sum = Run(batch, targets, ready);
     if (!anything_scored) TakePart(PassKind::kTraining);
     if (!anything_scored && ready) {
@@ -129,11 +135,12 @@ class Decoder : public CausalLm {
     CheckIds(input_ids, config_.vocab_size, 0, "input_ids");
     CheckDocuments(input_ids, document_ids);
     Refresh();
-    const LayerPass pass = TrainingPass(input_ids, document_ids);
-    const at::Tensor hidden = FinalNorm(weights_, Hidden(weights_, pass, input_ids));
+    const SequenceShare share = ShareOf(input_ids);
+    const LayerPass pass = TrainingPass(input_ids, document_ids, share);
+    const at::Tensor hidden = FinalNorm(weights_, Hidden(weights_, pass, Own(input_ids, share)));
     return at::mm(hidden, weights_.head.value.t())
         .to(at::kFloat)
-        .view({input_ids.size(0), input_ids.size(1), config_.vocab_size});
+        .view({input_ids.size(0), share.tokens, config_.vocab_size});
   }
 
   LossSum Evaluate(const at::Tensor& input_ids, const at::Tensor& labels, const EvaluationOptions& options) override {
@@ -143,14 +150,20 @@ class Decoder : public CausalLm {
     pass.adapted = options.adapted;
     CheckDocuments(input_ids, options.document_ids);
     const PackedDocuments documents = DocumentsOf(input_ids, options.document_ids);
+    const SequenceShare share = options.alone ? SequenceShare{0, input_ids.size(1)} : ShareOf(input_ids);
     pass.attention_shape = ShapeOf(input_ids, documents);
-    pass.attention = PlanFullAttention(pass.attention_shape);
+    if (!options.alone && IsShared()) {
+      CheckShared(options.document_ids);
+      SetSequence(PlanFullSequence(ShapeOf(input_ids, {}), Place()), &pass);
+    } else {
+      pass.attention = PlanFullAttention(pass.attention_shape);
+    }
     pass.windowed = Windowed(options);
-    pass.rotation =
-        (options.rope == RopeScaling::kOriginal ? original_positions_ : extended_positions_).Within(documents);
-    const at::Tensor hidden = Hidden(weights, pass, input_ids);
-    return TiledTokenLoss(LossInputsOf(weights, hidden, ShiftedTargets(labels, options.document_ids)),
-                          options_.memory.loss_tile_tokens, {}, arena_);
+    pass.rotation = Own(
+        (options.rope == RopeScaling::kOriginal ? original_positions_ : extended_positions_).Within(documents), share);
+    const at::Tensor hidden = Hidden(weights, pass, Own(input_ids, share));
+    const at::Tensor targets = Own(ShiftedTargets(labels, options.document_ids).view_as(labels), share).view({-1});
+    return TiledTokenLoss(LossInputsOf(weights, hidden, targets), options_.memory.loss_tile_tokens, {}, arena_);
   }
 
   at::Tensor Continue(const std::vector<Continuation>& sequences, const EvaluationOptions& options) override {
@@ -228,6 +241,31 @@ class Decoder : public CausalLm {
                 document_ids.sizes(), " for input_ids ", input_ids.sizes());
   }
 
+  // ---- sequences whose tokens lie on several ranks ----
+
+  bool IsShared() const { return options_.sequence != nullptr && options_.sequence->size() > 1; }
+  SequencePlace Place() const { return {options_.sequence->rank(), options_.sequence->size()}; }
+  // What this rank computes of each sequence of (B, T) ids.
+  SequenceShare ShareOf(const at::Tensor& ids) const {
+    if (!IsShared()) return {0, ids.size(1)};
+    return SharesOf(ids.size(1), Place().ranks)[static_cast<size_t>(Place().rank)];
+  }
+  static at::Tensor Own(const at::Tensor& all, const SequenceShare& share) {
+    return all.narrow(1, share.first, share.tokens).contiguous();
+  }
+  static Rotation Own(const Rotation& all, const SequenceShare& share) {
+    if (all.positions.defined() || share.tokens == all.tokens) return all;
+    return {all.cosine.narrow(0, share.first, share.tokens), all.sine.narrow(0, share.first, share.tokens),
+            share.tokens};
+  }
+  static void CheckShared(const at::Tensor& document_ids) {
+    TORCH_CHECK(!document_ids.defined(), "packed documents on several ranks");
+  }
+  void SetSequence(SequencePlan plan, LayerPass* pass) const {
+    pass->attention = plan.calls;
+    pass->sequence.emplace(LayerPass::Sequence{std::move(plan), options_.sequence});
+  }
+
   AttentionShape ShapeOf(const at::Tensor& input_ids, const PackedDocuments& documents) const {
     return {input_ids.size(0), input_ids.size(1), config_.num_attention_heads, config_.num_key_value_heads,
             documents.runs};
@@ -249,11 +287,16 @@ class Decoder : public CausalLm {
   }
 
   // Without dropout.
-  LayerPass TrainingPass(const at::Tensor& input_ids, const at::Tensor& document_ids) {
+  LayerPass TrainingPass(const at::Tensor& input_ids, const at::Tensor& document_ids, const SequenceShare& share) {
     LayerPass pass = NewPass();
     const PackedDocuments documents = DocumentsOf(input_ids, document_ids);
-    pass.attention = PlanTrainingAttention(options_.spec, ShapeOf(input_ids, documents));
-    pass.rotation = extended_positions_.Within(documents);
+    if (IsShared()) {
+      CheckShared(document_ids);
+      SetSequence(PlanTrainingSequence(options_.spec, ShapeOf(input_ids, {}), Place()), &pass);
+    } else {
+      pass.attention = PlanTrainingAttention(options_.spec, ShapeOf(input_ids, documents));
+    }
+    pass.rotation = Own(extended_positions_.Within(documents), share);
     return pass;
   }
 
@@ -265,9 +308,14 @@ class Decoder : public CausalLm {
     values_changed_ = false;
   }
 
-  planner::StepShape StepShapeOf(int64_t rows) const {
+  planner::StepShape StepShapeOf(const LayerPass& pass, int64_t rows) const {
     planner::StepShape shape = shape_;
     shape.rows = rows;
+    if (pass.sequence) {
+      const SequencePlan& plan = pass.sequence->plan;
+      if (plan.traffic == SequenceTraffic::kHalo) shape.halo_rows = plan.sequences * plan.halo_tokens;
+      if (plan.traffic == SequenceTraffic::kRing) shape.ring_rows = plan.sequences * plan.shares[0].tokens;
+    }
     shape.attention_scratch_bytes = 4 * FlashWorkspaceSize(config_.head_dim, at::get_num_threads());
     return shape;
   }
@@ -289,7 +337,7 @@ class Decoder : public CausalLm {
   at::Tensor Hidden(const ModelWeights& weights, const LayerPass& pass, const at::Tensor& input_ids) {
     const int64_t rows = input_ids.numel();
     if (shards_) shards_->Begin(OrderOf(PassKind::kForward));
-    arena_.Use(planner::LayOut(planner::ForwardBuffers(StepShapeOf(rows), options_.memory)));
+    arena_.Use(planner::LayOut(planner::ForwardBuffers(StepShapeOf(pass, rows), options_.memory)));
     at::Tensor hidden = HiddenSlot(0, rows);
     Embed(weights, input_ids, hidden);
     for (size_t layer = 0; layer < weights.layers.size(); ++layer) {
@@ -320,12 +368,19 @@ class Decoder : public CausalLm {
   LossSum Run(const Batch& batch, const at::Tensor& targets, const GradientReady& ready) {
     base_weights_.reset();  // its memory is needed here
     Refresh();
-    LayerPass pass = TrainingPass(batch.input_ids, batch.document_ids);
-    pass.dropout = {options_.dropout ? plan_.dropout : 0.0, options_.spec.training.seed, batch.step,
-                    batch.first_sequence_index, batch.input_ids.size(1)};
+    const SequenceShare share = ShareOf(batch.input_ids);
+    LayerPass pass = TrainingPass(batch.input_ids, batch.document_ids, share);
+    pass.dropout = {options_.dropout ? plan_.dropout : 0.0,
+                    options_.spec.training.seed,
+                    batch.step,
+                    batch.first_sequence_index,
+                    share.tokens,
+                    share.first};
+    const at::Tensor input_ids = Own(batch.input_ids, share);
+    const at::Tensor own_targets = Own(targets.view_as(batch.labels), share).view({-1});
     if (shards_) shards_->Begin(OrderOf(PassKind::kTraining));
-    const int64_t rows = batch.input_ids.numel();
-    const planner::StepShape shape = StepShapeOf(rows);
+    const int64_t rows = input_ids.numel();
+    const planner::StepShape shape = StepShapeOf(pass, rows);
     if (options_.plans_buffers) {
       arena_.Use(planner::LayOut(planner::TrainingBuffers(shape, options_.memory)));
     } else {
@@ -335,17 +390,17 @@ class Decoder : public CausalLm {
     kept_.Begin(kept_plan);
     TrainingLayers layers(weights_.layers, pass, {kept_plan, kept_, arena_, shards_.get()}, rows,
                           weights_.embedding.value.scalar_type());
-    Embed(weights_, batch.input_ids, layers.Input());
+    Embed(weights_, input_ids, layers.Input());
     const at::Tensor hidden = layers.Forward();
     const at::Tensor gradient = arena_.Take(Slot::kGradient, hidden.sizes(), hidden.scalar_type());
-    const LossSum sum = TiledTokenLoss(LossInputsOf(weights_, hidden, targets), options_.memory.loss_tile_tokens,
+    const LossSum sum = TiledTokenLoss(LossInputsOf(weights_, hidden, own_targets), options_.memory.loss_tile_tokens,
                                        {gradient, weights_.head.gradient}, arena_);
     Announce(ready, trainables_.head);
     Announce(ready, trainables_.final_norm);
     layers.Backward(gradient, weights_.embedding.gradient.defined(),
                     [&](int64_t layer) { Announce(ready, trainables_.layers[static_cast<size_t>(layer)]); });
     if (weights_.embedding.gradient.defined()) {
-      AddRows(batch.input_ids.reshape({-1}), gradient, weights_.embedding.gradient);
+      AddRows(input_ids.reshape({-1}), gradient, weights_.embedding.gradient);
     }
     Announce(ready, trainables_.embedding);
     return sum;

@@ -20,6 +20,7 @@
 #include "worker/model_config/model_config.h"
 #include "worker/planner/memory_policy.h"
 #include "worker/trainer/model/continuation.h"
+#include "worker/trainer/parallel/sequence_ranks.h"
 
 namespace longspan::trainer {
 
@@ -65,6 +66,9 @@ struct ModelOptions {
   // Whose ranks share the linear layers' weights where the spec says so (resources.shard_weights); outlives the model.
   // Null: they are whole.
   Communicator* ranks = nullptr;
+  // Ranks that share their sequences: all of them call ForwardBackward, TrainingLogits and Evaluate with the same whole
+  // sequences, in the same order, and each computes and returns its share. Outlives the model. Null: not shared.
+  SequenceRanks* sequence = nullptr;
   std::string quantized_cache;  // folder where qlora and qlonglora keep the 4-bit base; empty: it is made in memory
 };
 
@@ -89,7 +93,8 @@ class CausalLm {
   virtual void ZeroGradients() = 0;
   // Training attention (S2 or full, as the spec says), extended positions. Adds to every gradient.
   virtual LossSum ForwardBackward(const Batch& batch, const GradientReady& ready = {}) = 0;
-  // (B, T, V) fp32 logits with the training attention; for the probe. document_ids as in Batch, or undefined.
+  // (B, T, V) fp32 logits with the training attention, of a share of T where it is shared; for the probe. document_ids
+  // as in Batch, or undefined.
   virtual at::Tensor TrainingLogits(const at::Tensor& input_ids, const at::Tensor& document_ids) = 0;
   at::Tensor TrainingLogits(const at::Tensor& input_ids) { return TrainingLogits(input_ids, {}); }
 
@@ -101,6 +106,7 @@ class CausalLm {
     // Of a 4-bit base: the folder's own weights in the place of the dequantized ones, read layer by layer.
     bool original_weights = false;
     at::Tensor document_ids{};  // as in Batch; full attention within each document
+    bool alone = false;         // where ranks share sequences: these are this rank's own, which it computes whole
   };
   virtual LossSum Evaluate(const at::Tensor& input_ids, const at::Tensor& labels, const EvaluationOptions& options) = 0;
 
@@ -123,6 +129,8 @@ class CausalLm {
     double gather_wait_seconds = 0;  // for weights of other ranks, so far
   };
   virtual MemoryUse memory_use() const { return {}; }
+  // Gives the buffers of passes back; the next pass takes its own. For the end of a phase.
+  virtual void ReleaseBuffers() {}
 
   // Where ranks share weights every rank must make as many passes as the others, in the same order: one that has
   // nothing to compute takes part in theirs. TakePart does nothing else.

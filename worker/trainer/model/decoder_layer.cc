@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 
 #include "worker/trainer/model/mlp_activation.h"
 
@@ -51,7 +52,9 @@ class Layer {
  public:
   Layer(const LayerWeights& weights, const LayerPass& pass, int64_t layer, const at::Tensor& x, const KeptLayer& kept,
         Arena& arena)
-      : weights_(weights), pass_(pass), shape_(pass.shape), layer_(layer), x_(x), kept_(kept), arena_(arena) {}
+      : weights_(weights), pass_(pass), shape_(pass.shape), layer_(layer), x_(x), kept_(kept), arena_(arena) {
+    if (pass.sequence) sequence_.emplace(pass.sequence->plan, *pass.sequence->ranks, arena);
+  }
 
   void Forward(const at::Tensor& y);
   void Backward(const at::Tensor& gradient, bool wants_x_gradient);
@@ -100,7 +103,9 @@ class Layer {
   HeadViews AttentionHeads(const at::Tensor& query_key_value) const;
   void UndoRotationAndHeadNorms(const at::Tensor& query_key_value, const HeadViews& gradients) const;
   Attention AttentionBuffers() const;
-  void Attend(const HeadViews& heads, const Attention& attention) const;
+  void Attend(const HeadViews& heads, const Attention& attention);
+  void AttendBackward(const HeadViews& heads, const Attention& attention, const at::Tensor& attention_gradient,
+                      const HeadViews& gradients);
 
   at::Tensor Residual(const Tile& tile, const TailPasses& passes, const at::Tensor& attention_out) const;
   at::Tensor InnerOf(const Tile& tile) const {
@@ -123,6 +128,7 @@ class Layer {
   const at::Tensor& x_;
   const KeptLayer& kept_;
   Arena& arena_;
+  std::optional<SequenceAttention> sequence_;
 };
 
 // ---- attention ----
@@ -189,15 +195,31 @@ Layer::Attention Layer::AttentionBuffers() const {
   return attention;
 }
 
-void Layer::Attend(const HeadViews& heads, const Attention& attention) const {
+void Layer::Attend(const HeadViews& heads, const Attention& attention) {
   const at::Tensor out = AttentionRows(shape_, attention.out);
   const int64_t window = pass_.windowed ? weights_.window : 0;
   if (pass_.cached != nullptr) {
     AttendCached(*pass_.cached, {layer_, window}, heads.q, heads.k, heads.v, out);
+  } else if (window > 0 && sequence_) {
+    sequence_->ForwardWindow(window, heads.q, heads.k, heads.v, out, attention.logsumexp);
   } else if (window > 0) {
     SlidingWindowAttention(pass_.attention_shape, window, heads.q, heads.k, heads.v, out);
+  } else if (sequence_) {
+    sequence_->Forward(heads.q, heads.k, heads.v, out, attention.logsumexp, KernelSetting(heads.q));
   } else {
     AttentionForward(pass_.attention, heads.q, heads.k, heads.v, out, attention.logsumexp, KernelSetting(heads.q));
+  }
+}
+
+void Layer::AttendBackward(const HeadViews& heads, const Attention& attention, const at::Tensor& attention_gradient,
+                           const HeadViews& gradients) {
+  const AttentionInputs inputs{heads.q, heads.k, heads.v, AttentionRows(shape_, attention.out)};
+  const at::Tensor out_gradient = AttentionRows(shape_, attention_gradient);
+  const AttentionGradients to{gradients.q, gradients.k, gradients.v};
+  if (sequence_) {
+    sequence_->Backward(inputs, attention.logsumexp, out_gradient, to, KernelSetting(heads.q));
+  } else {
+    AttentionBackward(pass_.attention, inputs, attention.logsumexp, out_gradient, to, KernelSetting(heads.q));
   }
 }
 
@@ -306,6 +328,7 @@ void Layer::Backward(const at::Tensor& gradient, bool wants_x_gradient) {
       KeptOr(kept_.query_key_value, Slot::kQueryKeyValue, weights_.query_key_value.outputs());
   if (!kept_.query_key_value.defined()) ProjectQueryKeyValue(query_key_value);
   const HeadViews heads = AttentionHeads(query_key_value);
+  if (sequence_) sequence_->Start(heads.k, heads.v);
   const Attention attention = AttentionBuffers();
   if (!kept_.attention_out.defined()) Attend(heads, attention);
 
@@ -318,9 +341,7 @@ void Layer::Backward(const at::Tensor& gradient, bool wants_x_gradient) {
   }
   const at::Tensor fused_gradient = Take(Slot::kQueryKeyValueGradient, query_key_value.sizes());
   const HeadViews gradients = ViewHeads(shape_, fused_gradient);
-  AttentionBackward(pass_.attention, {heads.q, heads.k, heads.v, AttentionRows(shape_, attention.out)},
-                    attention.logsumexp, AttentionRows(shape_, attention_gradient),
-                    {gradients.q, gradients.k, gradients.v}, KernelSetting(heads.q));
+  AttendBackward(heads, attention, attention_gradient, gradients);
   UndoRotationAndHeadNorms(query_key_value, gradients);
   ProjectionBackward(fused_gradient, gradient, wants_x_gradient);
 }

@@ -21,6 +21,7 @@
 #include <ATen/ATen.h>
 
 #include <array>
+#include <optional>
 #include <vector>
 
 #include "worker/model_config/model_family.h"
@@ -28,6 +29,7 @@
 #include "worker/trainer/adapters/fused_linear.h"
 #include "worker/trainer/attention/attention.h"
 #include "worker/trainer/attention/cached_attention.h"
+#include "worker/trainer/attention/sequence_attention.h"
 #include "worker/trainer/attention/sliding_window.h"
 #include "worker/trainer/memory/arena.h"
 #include "worker/trainer/model/norm.h"
@@ -81,6 +83,12 @@ struct LayerPass {
   LayerShape shape;
   MemoryPolicy memory;
   AttentionPlan attention;
+  // Set: the pass is over a rank's share of sequences; `attention` are this plan's calls.
+  struct Sequence {
+    SequencePlan plan;
+    SequenceRanks* ranks = nullptr;
+  };
+  std::optional<Sequence> sequence{};
   // Layers that have a window attend within it, instead of as `attention` says. Forward only, nothing saved.
   bool windowed = false;
   AttentionShape attention_shape;  // read when `windowed`

@@ -13,6 +13,9 @@ namespace {
 
 // Multiply-adds below which making a kernel for the shape costs more than it brings.
 constexpr int64_t kMultiplyAddsMin = int64_t{1} << 18;
+// Rows below which a product waits for memory whatever computes it, and oneDNN's packed copy of b, as large as b
+// itself, is a waste.
+constexpr int64_t kRowsMin = 8;
 
 bool ProcessorHasAvx512() {
 #if defined(__x86_64__)
@@ -31,7 +34,7 @@ bool IsDense(const at::Tensor& matrix) {
 }
 
 bool OneDnnTakes(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out) {
-  return ProcessorHasAvx512() && out.scalar_type() == at::kFloat && out.is_cpu() &&
+  return ProcessorHasAvx512() && out.scalar_type() == at::kFloat && out.is_cpu() && a.size(0) >= kRowsMin &&
          a.size(0) * a.size(1) * b.size(1) >= kMultiplyAddsMin && IsDense(a) && IsDense(b) && out.is_contiguous();
 }
 
@@ -39,7 +42,8 @@ bool OneDnnTakes(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out
 
 void MultiplyInto(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out, const ProductScale& scale) {
   if (OneDnnTakes(a, b, out)) {
-    const ListedAllocation scratch;  // oneDNN's own, some hundred KiB
+    const ListedAllocation
+        scratch;  // oneDNN's own, some hundred KiB; a copy of b in its layout comes out of its own heap
     at::native::mkldnn_matmul(a, b, out, static_cast<float>(scale.of_out), static_cast<float>(scale.of_product));
     return;
   }

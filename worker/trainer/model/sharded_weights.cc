@@ -90,6 +90,13 @@ void ShardedWeights::Use(int64_t layer) {
   if (next_ < order_.size() && RowOf(order_[next_]) == nullptr) Start(&rows_[1 - current_], order_[next_]);
 }
 
+void ShardedWeights::ReleaseRows() {
+  for (Row& row : rows_) {
+    Release(&row);
+    row.memory.reset();
+  }
+}
+
 void ShardedWeights::WalkThrough(std::vector<int64_t> order) {
   const std::vector<int64_t> layers = order;
   Begin(std::move(order));

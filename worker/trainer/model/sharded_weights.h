@@ -44,6 +44,9 @@ class ShardedWeights {
   // Such a pass of the other ranks, for one that has nothing to compute.
   void WalkThrough(std::vector<int64_t> order);
 
+  // Gives the rows back; the next pass takes its own.
+  void ReleaseRows();
+
   int64_t held_bytes() const { return shards_.held_bytes(); }
   int64_t gathered_bytes() const;                        // of the rows; 0 before the first pass
   int64_t gathers() const { return gathers_; }           // so far

@@ -4,6 +4,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
@@ -18,6 +20,7 @@
 namespace longspan::trainer {
 namespace {
 
+constexpr int kExchangeTag = 1;  // Gloo keeps the messages of a pair of ranks under one tag in order
 constexpr auto kGetInterval = std::chrono::milliseconds(50);  // between two looks for a word of rank 0
 constexpr int kGatherTag = 1 << 20;                           // of the messages of all-gathers
 
@@ -57,6 +60,33 @@ class SingleRank : public Communicator {
     at::Tensor(out).copy_(local);
     return std::make_unique<DonePending>();
   }
+  std::chrono::nanoseconds allreduce_time() const override { return {}; }
+  std::unique_ptr<Pending> StartExchange(const Exchange& exchange) override {
+    TORCH_CHECK(!exchange.sent.defined() && !exchange.received.defined(), "a single rank has nobody to exchange with");
+    return std::make_unique<DonePending>();
+  }
+};
+
+// How long at least one of several things was under way that end in the order in which they began. Thread-safe.
+class BusyTime {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  void Ended(Clock::time_point begin) {
+    const std::lock_guard lock(mutex_);
+    const Clock::time_point now = Clock::now();
+    total_ += now - std::max(begin, last_end_);
+    last_end_ = now;
+  }
+  std::chrono::nanoseconds total() const {
+    const std::lock_guard lock(mutex_);
+    return total_;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  Clock::time_point last_end_;
+  std::chrono::nanoseconds total_{0};
 };
 
 class GlooPending : public Communicator::Pending {
@@ -71,19 +101,39 @@ class GlooPending : public Communicator::Pending {
   std::string what_;
 };
 
-// Messages to and from every other rank.
+// Messages to and from several ranks.
 class GlooMessages : public Communicator::Pending {
  public:
-  GlooMessages(std::vector<c10::intrusive_ptr<c10d::Work>> works, std::string what)
-      : works_(std::move(works)), what_(std::move(what)) {}
+  GlooMessages(std::vector<c10::intrusive_ptr<c10d::Work>> works, std::chrono::milliseconds timeout, std::string what)
+      : works_(std::move(works)), timeout_(timeout), what_(std::move(what)) {}
   void Wait() override {
     OrInfrastructureError(what_, [&] {
-      for (const auto& work : works_) work->wait();
+      for (const auto& work : works_) work->wait(timeout_);
     });
   }
 
  private:
   std::vector<c10::intrusive_ptr<c10d::Work>> works_;
+  std::chrono::milliseconds timeout_;
+  std::string what_;
+};
+
+// Either may be null.
+class GlooExchange : public Communicator::Pending {
+ public:
+  using Work = c10::intrusive_ptr<c10d::Work>;
+  GlooExchange(Work sent, Work received, std::chrono::milliseconds timeout, std::string what)
+      : sent_(std::move(sent)), received_(std::move(received)), timeout_(timeout), what_(std::move(what)) {}
+  void Wait() override {
+    OrInfrastructureError(what_, [&] {
+      if (received_) received_->wait(timeout_);
+      if (sent_) sent_->wait(timeout_);
+    });
+  }
+
+ private:
+  Work sent_, received_;
+  std::chrono::milliseconds timeout_;
   std::string what_;
 };
 
@@ -184,7 +234,9 @@ class GlooRanks : public Communicator {
     std::vector<at::Tensor> tensors = {std::move(tensor)};
     c10d::AllreduceOptions allreduce;
     allreduce.timeout = options_.collective_timeout;
+    const auto begin = BusyTime::Clock::now();
     auto work = OrInfrastructureError(what, [&] { return group_->allreduce(tensors, allreduce); });
+    work->getFuture()->addCallback([busy = busy_, begin](auto&) { busy->Ended(begin); });
     return std::make_unique<GlooPending>(std::move(work), what);
   }
 
@@ -211,7 +263,25 @@ class GlooRanks : public Communicator {
     });
     part_of(options_.rank).copy_(local);
     allgather_bytes_ += (options_.world_size - 1) * static_cast<int64_t>(local.nbytes());
-    return std::make_unique<GlooMessages>(std::move(works), what);
+    return std::make_unique<GlooMessages>(std::move(works), options_.collective_timeout, what);
+  }
+
+  std::chrono::nanoseconds allreduce_time() const override { return busy_->total(); }
+  std::unique_ptr<Pending> StartExchange(const Exchange& exchange) override {
+    const std::string what = "exchange with another rank (it died or hangs)";
+    c10::intrusive_ptr<c10d::Work> received, sent;
+    OrInfrastructureError(what, [&] {
+      if (exchange.received.defined()) {
+        std::vector<at::Tensor> tensors = {exchange.received};
+        received = group_->recv(tensors, static_cast<int>(exchange.from), kExchangeTag);
+      }
+      if (exchange.sent.defined()) {
+        std::vector<at::Tensor> tensors = {exchange.sent};
+        sent = group_->send(tensors, static_cast<int>(exchange.to), kExchangeTag);
+        exchanged_bytes_ += static_cast<int64_t>(exchange.sent.nbytes());
+      }
+    });
+    return std::make_unique<GlooExchange>(std::move(sent), std::move(received), options_.collective_timeout, what);
   }
 
  private:
@@ -227,6 +297,8 @@ class GlooRanks : public Communicator {
   HostPort address_;
   c10::intrusive_ptr<c10d::TCPStore> store_;
   c10::intrusive_ptr<c10d::ProcessGroupGloo> group_;
+  // Shared with the collectives: Gloo's thread ends them, and may do so after these ranks are gone.
+  const std::shared_ptr<BusyTime> busy_ = std::make_shared<BusyTime>();
 };
 
 // c10d records every collective with a stack trace, in a table of the whole process that it looks up without its lock:

@@ -1,9 +1,10 @@
-// How the ranks of a gang find each other, add numbers and gather parts: a TCP store for the rendezvous, Gloo between
-// CPUs.
+// How the ranks of a gang find each other, add numbers, gather parts and exchange tensors: a TCP store for the
+// rendezvous, Gloo between CPUs.
 //
-// Every rank makes the same calls in the same order. World size 1 takes the same code without any network. A peer that
-// dies, or that does not answer within the timeout, gives InfrastructureError: nothing is retried, the whole gang
-// restarts. Traffic is neither encrypted nor authenticated. Not thread-safe.
+// Every rank makes the same collective calls in the same order; an exchange concerns the ranks that it names. World
+// size 1 takes the same code without any network. A peer that dies, or that does not answer within the timeout, gives
+// InfrastructureError: nothing is retried, the whole gang restarts. Traffic is neither encrypted nor authenticated. Not
+// thread-safe.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -60,13 +61,28 @@ class Communicator {
   // independent of all-reduces. With equal ranks it takes as long as the slowest link needs for (world_size - 1) · S.
   virtual std::unique_ptr<Pending> StartAllGather(const at::Tensor& local, const at::Tensor& out) = 0;
 
-  // Bytes this rank has put into all-reduces.
+  // One message to another rank and one from a rank, each contiguous; undefined: none, and its rank is not read. In the
+  // background, beside the all-reduces: both tensors are left alone until Wait. Messages between two ranks arrive in
+  // the order of their starts, with the bytes that the receiver expects.
+  struct Exchange {
+    at::Tensor sent;
+    int64_t to = 0;
+    at::Tensor received;
+    int64_t from = 0;
+  };
+  virtual std::unique_ptr<Pending> StartExchange(const Exchange& exchange) = 0;
+
+  // Bytes this rank has put into all-reduces, and sent in exchanges.
   int64_t allreduce_bytes() const { return allreduce_bytes_; }
+  // How long at least one of them was under way, slow peers included. Of those that ended.
+  virtual std::chrono::nanoseconds allreduce_time() const = 0;
+  int64_t exchanged_bytes() const { return exchanged_bytes_; }
   // Bytes this rank has received in all-gathers.
   int64_t allgather_bytes() const { return allgather_bytes_; }
 
  protected:
   int64_t allreduce_bytes_ = 0;
+  int64_t exchanged_bytes_ = 0;
   int64_t allgather_bytes_ = 0;
 };
 
