@@ -618,6 +618,12 @@ void AddRunRows(std::vector<Field>& rows) {
                      .In({1, 65536})
                      .IgnoredByProbe()
                      .Build());
+  rows.push_back(Row("resources.shard_weights",
+                     "Each rank holds a part of the frozen weights and gets the rest layer by layer, for models too "
+                     "large for one slot; of lora and longlora.",
+                     AT(resources.shard_weights))
+                     .IgnoredByProbe()
+                     .Build());
   rows.push_back(Row("output.adapter", "Write a PEFT adapter; method full has none.", AT(output.adapter)).Build());
   rows.push_back(Row("output.merged", "Write a whole Hugging Face model.", AT(output.merged)).Build());
   rows.push_back(Row("output.merged_base",

@@ -262,16 +262,45 @@ void CheckPromptTemplate(const EvaluationSection& evaluation, std::vector<Mistak
                                   NameOf(evaluation.prompt_template))});
 }
 
+bool WritesTexts(const EvaluationSection& evaluation) {
+  return !evaluation.passkey.lengths.empty() || !evaluation.topics.lengths.empty() ||
+         !evaluation.longbench.path.empty() || !evaluation.conversations.path.empty();
+}
+
 void CheckEvaluation(const JobSpec& spec, std::vector<Mistake>& mistakes) {
-  const EvaluationSection& evaluation = spec.evaluation;
-  if (spec.data.sources.empty() && evaluation.passkey.lengths.empty() && evaluation.topics.lengths.empty() &&
-      evaluation.longbench.path.empty() && evaluation.conversations.path.empty()) {
+  if (spec.data.sources.empty() && !WritesTexts(spec.evaluation)) {
     mistakes.push_back({"evaluation", 0,
                         "has nothing to measure; give data.sources for perplexity, or passkey.lengths, topics.lengths, "
                         "longbench.path or conversations.path"});
   }
   if (spec.model.init == ModelInit::kRandom) {
     mistakes.push_back({"model.init", 0, "is random, which is nothing to measure; leave it out"});
+  }
+}
+
+// What trains, and what each rank does by itself, needs weights that are whole.
+void CheckShardedWeights(const JobSpec& spec, std::vector<Mistake>& mistakes) {
+  if (!spec.resources.shard_weights) return;
+  const auto refuse = [&mistakes](const std::string& why) { mistakes.push_back({"resources.shard_weights", 0, why}); };
+  switch (spec.method.kind) {
+    case MethodKind::kFull:
+      refuse("does not go with method full, which trains what the ranks would share; choose longlora or lora");
+      break;
+    case MethodKind::kQlora:
+    case MethodKind::kQlongLora:
+      refuse(
+          fmt::format("does not go with method {}, whose 4-bit weights are whole on every rank; choose {}, or leave "
+                      "it out",
+                      NameOf(spec.method.kind), spec.method.kind == MethodKind::kQlora ? "lora" : "longlora"));
+      break;
+    case MethodKind::kLora:
+    case MethodKind::kLongLora:
+      break;
+  }
+  if (WritesTexts(spec.evaluation)) {
+    refuse(
+        "does not go with evaluation.passkey, topics, longbench or conversations, whose texts each rank writes by "
+        "itself; measure them in a job of kind evaluate that does without it");
   }
 }
 
@@ -341,6 +370,7 @@ std::vector<Mistake> Validate(const JobSpec& spec, Purpose purpose) {
   }
   if (purpose == Purpose::kTrain && spec.kind == JobKind::kExtend) CheckGlobalBatch(spec, mistakes);
   if (purpose == Purpose::kTrain) CheckSequenceParallel(spec, mistakes);
+  if (purpose == Purpose::kTrain) CheckShardedWeights(spec, mistakes);
   CheckRope(spec, mistakes);
   if (purpose == Purpose::kTrain) CheckMaxTokens(spec, mistakes);
   if (purpose == Purpose::kTrain) CheckPromptTemplate(spec.evaluation, mistakes);

@@ -167,6 +167,7 @@ struct ResourcesSection {
   int64_t threads_per_slot = 1;  // CPU threads of a rank
   // Ranks that share a sequence, consecutive tokens each; divides slots. Absent: 1.
   std::optional<int64_t> sequence_parallel;
+  bool shard_weights = false;  // each rank holds a part of the frozen linear weights
 };
 
 struct OutputSection {

@@ -118,6 +118,26 @@ TEST(JobFile, KeysOfAnotherSectionAreFound) {
   EXPECT_THAT(MistakesWith("/a\nb", 1), ElementsAre(HasSubstr("\"a\\nb\": unknown key")));
 }
 
+TEST(JobFile, SharedWeightsGoWithWhatLeavesThemAloneAndWritesNoTexts) {
+  const auto shared_with = [](const std::string& pointer, const json& value) {
+    json document = json::parse(kSmallest);
+    document["resources"]["shard_weights"] = true;
+    document[json::json_pointer(pointer)] = value;
+    return Texts(ParseText(document.dump()).mistakes);
+  };
+  EXPECT_THAT(shared_with("/method/kind", "lora"), IsEmpty());
+  EXPECT_THAT(shared_with("/method/kind", "longlora"), IsEmpty());
+  EXPECT_THAT(
+      shared_with("/method/kind", "full"),
+      ElementsAre("line 1: resources.shard_weights: does not go with method full, which trains what the ranks would "
+                  "share; choose longlora or lora"));
+  EXPECT_THAT(shared_with("/method/kind", "qlora"), ElementsAre(HasSubstr("choose lora, or leave it out")));
+  EXPECT_THAT(shared_with("/method/kind", "qlonglora"), ElementsAre(HasSubstr("choose longlora, or leave it out")));
+  for (const char* task : {"/evaluation/passkey/lengths", "/evaluation/topics/lengths"}) {
+    EXPECT_THAT(shared_with(task, {64}), ElementsAre(HasSubstr("in a job of kind evaluate that does without it")));
+  }
+}
+
 TEST(JobFile, TypesAreStrict) {
   EXPECT_THAT(MistakesWith("/training/steps", 1.5), ElementsAre("training.steps: is 1.5; must be a whole number"));
   EXPECT_THAT(MistakesWith("/training/steps", "7"), ElementsAre("training.steps: is \"7\"; must be a whole number"));

@@ -83,7 +83,7 @@ constexpr char kEverything[] =
     "passkey": {"lengths": [64], "depths": 3, "trials": 2},
     "topics": {"lengths": [65], "topics": 4, "trials": 5}, "longbench": {"path": "/l", "tasks": ["qasper"], "examples": 6},
     "conversations": {"path": "/c", "max_new_tokens": 7}, "generation": {"batch": 8, "temperature": 0.5, "top_p": 0.9}},
-  "checkpoint": {"every_steps": 0, "keep_last": 3, "keep_every": 10}, "resources": {"slots": 2, "threads_per_slot": 3, "sequence_parallel": 1},
+  "checkpoint": {"every_steps": 0, "keep_last": 3, "keep_every": 10}, "resources": {"slots": 2, "threads_per_slot": 3, "sequence_parallel": 1, "shard_weights": false},
   "output": {"adapter": false, "merged": false, "merged_base": "original"}, "limits": {"max_attempts": 2, "max_run_time": "2h30m"}})";
 
 TEST(JobSpecMessages, EveryKeySurvivesTheWayThereAndBack) {

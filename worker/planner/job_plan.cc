@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "proto/jobfile/enum_names.h"
+#include "proto/jobfile/job_file.h"
 #include "worker/planner/plan_text.h"
 
 namespace longspan::planner {
@@ -114,10 +115,6 @@ void ForEachCandidate(const PlannedJob& job, const ModelMemory& model, const Tak
   }
 }
 
-ModelMemory ModelMemoryOf(const PlannedJob& job) {
-  return planner::ModelMemoryOf(job.config, job.adapter, *job.spec.training.dtype);
-}
-
 bool AnyFits(const PlannedJob& job, const ModelMemory& model) {
   if (!IsCountable(job.config, job.rows())) return false;
   bool fits = false;
@@ -176,6 +173,16 @@ std::optional<jobfile::MethodKind> QuantizedMethod(jobfile::MethodKind kind) {
   return std::nullopt;
 }
 
+// Without another change of the job.
+bool CanShareWeights(const jobfile::JobSpec& spec) {
+  if (spec.resources.shard_weights || spec.resources.slots < 2) return false;
+  jobfile::JobSpec shared = spec;
+  shared.resources.shard_weights = true;
+  const std::vector<jobfile::Mistake> mistakes = jobfile::Validate(shared);
+  return std::none_of(mistakes.begin(), mistakes.end(),
+                      [](const jobfile::Mistake& mistake) { return mistake.path == "resources.shard_weights"; });
+}
+
 // Changes of one kind each, with which the job would fit.
 std::vector<std::string> WouldFit(const PlannedJob& job, const ModelMemory& model, const JobPlan& leanest) {
   std::vector<std::string> changes;
@@ -197,6 +204,11 @@ std::vector<std::string> WouldFit(const PlannedJob& job, const ModelMemory& mode
     if (AnyFits(quantized, ModelMemoryOf(quantized))) {
       changes.push_back(fmt::format("method.kind: {}", jobfile::NameOf(*method)));
     }
+  }
+  if (CanShareWeights(job.spec)) {
+    PlannedJob shared = job;
+    shared.spec.resources.shard_weights = true;
+    if (AnyFits(shared, ModelMemoryOf(shared))) changes.push_back("resources.shard_weights: true");
   }
   if (job.limits.host && job.limits.device) {
     PlannedJob with_host = job;

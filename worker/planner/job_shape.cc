@@ -54,6 +54,7 @@ StepShape StepShapeOf(const jobfile::JobSpec& spec, const trainer::ModelConfig& 
   shape.trains_biases =
       plan.trains_base && (config.biases.query_key_value || config.biases.output || config.biases.mlp);
   shape.trains_head = plan.trains_head;
+  shape.weight_ranks = spec.resources.shard_weights ? spec.resources.slots : 0;
   const auto linear = [&](const std::vector<std::string>& modules, int64_t inputs, int64_t outputs) {
     return LinearShape{inputs, outputs, plan.has_lora ? LargestRanks(config, plan, modules) : 0, plan.quantized};
   };

@@ -9,6 +9,7 @@
 #include "worker/model_config/rope_scaling.h"
 #include "worker/model_config/tensor_names.h"
 #include "worker/planner/job_shape.h"
+#include "worker/planner/weight_shards.h"
 
 namespace longspan::planner {
 namespace {
@@ -177,6 +178,15 @@ ModelMemory ModelMemoryOf(const trainer::ModelConfig& config, const trainer::Ada
   return Counter(config, adapter, dtype).Count();
 }
 
+ModelMemory ModelMemoryOf(const PlannedJob& job) {
+  ModelMemory memory = ModelMemoryOf(job.config, job.adapter, *job.spec.training.dtype);
+  const StepShape shape = job.Shape();
+  if (shape.weight_ranks == 0) return memory;
+  const WeightShards shards = ShardWeights(shape);
+  memory.weights += shards.held_bytes() + shards.gathered_bytes() - shards.whole_bytes();
+  return memory;
+}
+
 int64_t RankMemory::activations() const { return Sum(kept); }
 int64_t RankMemory::host_activations() const { return Sum(kept_host); }
 int64_t RankMemory::device_bytes() const {
@@ -219,7 +229,7 @@ void SetKept(const StepShape& shape, const MemoryPolicy& policy, RankMemory* mem
 }
 
 RankMemory MemoryOfRank(const PlannedJob& job, const MemoryPolicy& policy) {
-  RankMemory memory = MemoryWithoutPolicy(job, ModelMemoryOf(job.config, job.adapter, *job.spec.training.dtype));
+  RankMemory memory = MemoryWithoutPolicy(job, ModelMemoryOf(job));
   const StepShape shape = job.Shape();
   memory.workspace = WorkspaceBytes(shape, policy);
   SetKept(shape, policy, &memory);

@@ -17,7 +17,9 @@ namespace longspan::planner {
 
 // What does not depend on lengths or policy.
 struct ModelMemory {
-  int64_t weights = 0;      // in the compute dtype; 4-bit linear layers; A and B with what is derived from them
+  // In the compute dtype; 4-bit linear layers; A and B with what is derived from them. Where ranks share the linear
+  // layers: the rank's part, and the gathered layers.
+  int64_t weights = 0;
   int64_t gradients = 0;    // fp32, of all that trains
   int64_t optimizer = 0;    // fp32 moments, and master copies where the compute dtype is another
   int64_t collectives = 0;  // flat buckets of gradients that are added up over the ranks together
@@ -25,7 +27,8 @@ struct ModelMemory {
   int64_t trained_values = 0;
 };
 ModelMemory ModelMemoryOf(const trainer::ModelConfig& config, const trainer::AdapterPlan& adapter,
-                          jobfile::TrainingDtype dtype);
+                          jobfile::TrainingDtype dtype);  // with whole weights
+ModelMemory ModelMemoryOf(const PlannedJob& job);
 
 struct RankMemory {
   ModelMemory model;

@@ -166,7 +166,7 @@ void AddWeights(const StepShape& shape, BufferList* list) {
   int64_t product = 0;
   for (const LinearUse& linear : LinearsOf(shape)) {
     const int64_t bytes = linear.shape->inputs * linear.shape->outputs * shape.element_bytes;
-    if (shape.BuildsWeight(*linear.shape)) list->Add(linear.scratch, bytes, linear.stages);
+    if (shape.CopiesWeight(*linear.shape)) list->Add(linear.scratch, bytes, linear.stages);
     if (shape.trains_weights) product = std::max(product, bytes);
   }
   unsigned stages = shape.trains_weights ? kLinearBackward : 0;

@@ -44,6 +44,7 @@ struct StepShape {
   bool trains_norms = false;
   bool trains_biases = false;  // of the linear layers
   bool trains_head = false;
+  int64_t weight_ranks = 0;  // that share the linear layers' weights (weight_shards.h); 0: each has them whole
   int64_t attention_scratch_bytes = 0;  // of the attention kernel
   // Of sequences whose tokens lie on several ranks; N are this rank's. 0: no such traffic.
   int64_t halo_rows = 0;  // S2: tokens that the rank before lends, of all sequences of the pass
@@ -54,6 +55,8 @@ struct StepShape {
   bool BuildsWeight(const LinearShape& linear) const {
     return linear.unpacked || (linear.ranks > 0 && element_bytes == 4 && !dropout);
   }
+  // Whether it does so in a buffer of its own: gathered weights are there to be written to.
+  bool CopiesWeight(const LinearShape& linear) const { return BuildsWeight(linear) && weight_ranks == 0; }
   int64_t query_size() const { return query_heads * head_dim; }
   int64_t query_key_value_size() const { return (query_heads + 2 * key_value_heads) * head_dim; }
   // K and V of the heads that the moved half of S2 reads: those from query head ceil(Hq / 2) on.

@@ -4,8 +4,8 @@
 //             + host copies that the computation does not hide
 //
 // Pure. An estimate: kernels are taken to reach the profile's rates at any size, nothing overlaps but host copies, and
-// the time that ranks wait for one another (the all-reduce, keys and values, an uneven batch) is not in it. Of ranks
-// that share a sequence the slowest counts.
+// the time that ranks wait for one another (the all-reduce, keys and values, shared weights, an uneven batch) is not in
+// it. Of ranks that share a sequence the slowest counts.
 #pragma once
 
 #include <cstdint>

@@ -34,6 +34,8 @@ using Clock = std::chrono::steady_clock;
 
 double SecondsSince(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
+int64_t PassesOf(int64_t sequences, int64_t micro_batch) { return (sequences + micro_batch - 1) / micro_batch; }
+
 double ProcessorSeconds() {
   rusage usage{};
   ::getrusage(RUSAGE_SELF, &usage);
@@ -66,7 +68,7 @@ class MeasuredSteps {
       : options_(options),
         ranks_(ranks),
         sequence_(ranks, jobfile::RanksPerSequence(options.spec)),
-        model_(CausalLm::Load(ModelOptionsOf(options, plan, &sequence_))),
+        model_(CausalLm::Load(ModelOptionsOf(options, plan, ranks, &sequence_))),
         tokens_(ReadTokens(options)),
         gradients_(Gradients(*model_)),
         optimizer_(OptimizedTensors(*model_), AdamWOptionsOf(options.spec.training)),
@@ -83,6 +85,10 @@ class MeasuredSteps {
     model_->ZeroGradients();
     double forward = 0, backward = 0;
     ControlWord word;
+    const int64_t most = LargestSlice(options_.spec.training.global_batch, sequence_.groups());
+    for (int64_t idle = PassesOf(slice.end - slice.begin, micro); idle < PassesOf(most, micro); ++idle) {
+      model_->TakePart(CausalLm::PassKind::kTraining);
+    }
     for (int64_t first = slice.begin; first < slice.end; first += micro) {
       const bool last = first + micro >= slice.end;
       Batch batch;
@@ -116,32 +122,36 @@ class MeasuredSteps {
     ++step_;
     const DeviceMemory memory = DeviceMemoryNow();
     const CausalLm::MemoryUse use = model_->memory_use();
-    return {{"seconds", SecondsSince(begin)},
-            {"processor_seconds", ProcessorSeconds() - processor_begin},
-            {"seconds_forward", forward},
-            {"seconds_backward", backward},
-            {"seconds_allreduce", allreduce},
-            {"seconds_optimizer", optimizer},
-            {"seconds_exchange", sequence_.wait_seconds() - exchange_before},
-            {"seconds_host_wait", use.host_wait_seconds - std::exchange(host_wait_before_, use.host_wait_seconds)},
-            {"loss", word.loss_sum / static_cast<double>(word.scored_tokens)},
-            {"grad_norm", norm},
-            {"memory_peak_bytes", memory.peak_bytes},
-            {"memory_live_bytes", memory.live_bytes},
-            {"memory_host_bytes", use.host_bytes},
-            {"allocations", memory.allocations - allocations_before},
-            {"resident_peak_bytes", ResidentPeakBytes()},
-            {"allreduce_bytes", ranks_.allreduce_bytes() - std::exchange(allreduce_bytes_, ranks_.allreduce_bytes())},
-            {"seconds_allreduce_busy", allreduce_busy},
-            {"exchanged_bytes", ranks_.exchanged_bytes()}};
+    return {
+        {"seconds", SecondsSince(begin)},
+        {"processor_seconds", ProcessorSeconds() - processor_begin},
+        {"seconds_forward", forward},
+        {"seconds_backward", backward},
+        {"seconds_allreduce", allreduce},
+        {"seconds_optimizer", optimizer},
+        {"seconds_exchange", sequence_.wait_seconds() - exchange_before},
+        {"seconds_host_wait", use.host_wait_seconds - std::exchange(host_wait_before_, use.host_wait_seconds)},
+        {"seconds_gather_wait", use.gather_wait_seconds - std::exchange(gather_wait_before_, use.gather_wait_seconds)},
+        {"loss", word.loss_sum / static_cast<double>(word.scored_tokens)},
+        {"grad_norm", norm},
+        {"memory_peak_bytes", memory.peak_bytes},
+        {"memory_live_bytes", memory.live_bytes},
+        {"memory_host_bytes", use.host_bytes},
+        {"allocations", memory.allocations - allocations_before},
+        {"resident_peak_bytes", ResidentPeakBytes()},
+        {"allreduce_bytes", ranks_.allreduce_bytes() - std::exchange(allreduce_bytes_, ranks_.allreduce_bytes())},
+        {"seconds_allreduce_busy", allreduce_busy},
+        {"exchanged_bytes", ranks_.exchanged_bytes()},
+        {"allgather_bytes", ranks_.allgather_bytes()}};
   }
 
  private:
-  static ModelOptions ModelOptionsOf(const MeasureOptions& options, const planner::JobPlan& plan,
+  static ModelOptions ModelOptionsOf(const MeasureOptions& options, const planner::JobPlan& plan, Communicator& ranks,
                                      SequenceRanks* sequence) {
     ModelOptions model;
     model.spec = options.spec;
     model.memory = plan.policy;
+    model.ranks = &ranks;
     model.sequence = sequence;
     return model;
   }
@@ -172,6 +182,7 @@ class MeasuredSteps {
   GradientReducer reducer_;
   int64_t step_ = 0;
   double host_wait_before_ = 0;
+  double gather_wait_before_ = 0;
   int64_t allreduce_bytes_ = 0;
   std::chrono::nanoseconds allreduce_time_{0};
 };

@@ -278,6 +278,7 @@ void JobRun::LoadModel() {
   options.trains = trains();
   options.sequence = &*sequence_;
   options.quantized_cache = DefaultQuantizedRoot(options_.work);
+  options.ranks = ranks_.get();
   if (trains()) ChooseMemory();
   options.memory = memory_plan_.policy;
   // Rank 0 makes the 4-bit base, the others find it in the cache.

@@ -172,6 +172,11 @@ Rows TrainLoop::RowsOf(BatchSlice slice) const {
 void TrainLoop::RunMicroBatches(const Rows& rows, int64_t first_row, ControlWord& word, StepTimes& times) {
   const int64_t count = rows.rows;
   const int64_t micro = std::max<int64_t>(1, options_.spec.training.micro_batch.value_or(1));
+  const auto passes_of = [micro](int64_t sequences) { return (sequences + micro - 1) / micro; };
+  const int64_t most = LargestSlice(options_.spec.training.global_batch, sequence_.groups());
+  for (int64_t idle = passes_of(count); idle < passes_of(most); ++idle) {
+    model_.TakePart(CausalLm::PassKind::kTraining);
+  }
   for (int64_t begin = 0; begin < count; begin += micro) {
     const bool last = begin + micro >= count;
     Batch batch = BatchOf(rows, begin, std::min(micro, count - begin));
@@ -322,6 +327,11 @@ void TrainLoop::Report(const StepResult& result, double seconds) {
       {"seconds_allreduce", result.times.allreduce},
       {"seconds_optimizer", result.times.optimizer},
       {"seconds_host_wait", memory.host_wait_seconds - std::exchange(host_wait_before_, memory.host_wait_seconds)}};
+  if (model_.shares_weights()) {
+    progress.values["allgather_bytes_total"] = static_cast<double>(ranks_.allgather_bytes());
+    progress.values["seconds_gather_wait"] =
+        memory.gather_wait_seconds - std::exchange(gather_wait_before_, memory.gather_wait_seconds);
+  }
   if (sequence_.size() > 1) {
     progress.values["seconds_exchange"] = result.times.exchange;
     progress.values["exchanged_bytes_total"] = static_cast<double>(ranks_.exchanged_bytes());

@@ -106,6 +106,7 @@ class TrainLoop {
   int64_t last_saved_step_ = -1;
   double seconds_checkpoint_ = 0;  // not yet reported
   double host_wait_before_ = 0;    // seconds that earlier steps waited for copies to and from host memory
+  double gather_wait_before_ = 0;  // and for weights of other ranks
   std::ofstream progress_;
 };
 

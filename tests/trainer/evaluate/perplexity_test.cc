@@ -8,6 +8,7 @@
 #include <future>
 #include <memory>
 
+#include "tests/trainer/parallel/gang.h"
 #include "tests/trainer/run/tiny_job.h"
 #include "worker/trainer/data/prepare.h"
 
@@ -42,7 +43,13 @@ class FakeModel : public CausalLm {
   at::Tensor Continue(const std::vector<Continuation>&, const EvaluationOptions&) override { return {}; }
   void ForEachMergedTensor(const std::function<void(const std::string&, const at::Tensor&)>&) override {}
   void ValuesChanged() override {}
-  int calls = 0;
+  bool shares_weights() const override { return shares; }
+  void TakePart(PassKind kind) override {
+    EXPECT_EQ(kind, PassKind::kForward);
+    ++parts_taken;
+  }
+  int calls = 0, parts_taken = 0;
+  bool shares = false;
   const SequenceRanks* sequence = nullptr;
 
  private:
@@ -77,8 +84,9 @@ class PerplexityTest : public ::testing::Test {
     return sum / static_cast<double>(tokens);
   }
 
-  // Each of two ranks has the rows that one rank alone has. `shares`: both have every sequence.
-  void ExpectTwoRanksGiveTheRowsOfOne(bool shares = false) {
+  // Each of two ranks has the rows that one rank alone has. `shares`: both have every sequence; `shares_weights`: each
+  // makes as many passes as the other.
+  void ExpectTwoRanksGiveTheRowsOfOne(bool shares = false, bool shares_weights = false) {
     FakeModel alone;
     auto single = Communicator::OpenStore({});
     const auto expected = EvaluatePerplexity(alone, *dataset_, *single, plan_, {}).rows;
@@ -99,8 +107,16 @@ class PerplexityTest : public ::testing::Test {
       EvaluationPlan plan = plan_;
       plan.sequence = &sequence;
       plan.whole_tokens_max = 50;
+      model.shares = shares_weights;
       auto rows = EvaluatePerplexity(model, *dataset_, *ranks, plan, {}).rows;
-      ranks->AllReduce(at::zeros({1}));
+      const at::Tensor passes = at::scalar_tensor(model.calls + model.parts_taken, at::kDouble);
+      ranks->AllReduce(passes);
+      if (shares_weights) {
+        EXPECT_EQ(passes.item<double>(), 2.0 * (model.calls + model.parts_taken));
+        EXPECT_EQ(model.parts_taken > 0, !shares && rank == 0);
+      } else {
+        EXPECT_EQ(model.parts_taken, 0);
+      }
       return rows;
     };
     auto second = std::async(std::launch::async, as_rank, 1);
@@ -114,7 +130,7 @@ class PerplexityTest : public ::testing::Test {
     }
   }
 
-  testing::TinyJob job_;
+  longspan::testing::TinyJob job_;
   std::unique_ptr<Dataset> dataset_;
   EvaluationPlan plan_;
 };
@@ -141,8 +157,25 @@ TEST_F(PerplexityTest, EveryModelAtEveryLengthInOneTable) {
 
 TEST_F(PerplexityTest, RanksShareTheWindowsAndAllKnowTheTable) { ExpectTwoRanksGiveTheRowsOfOne(); }
 
+TEST_F(PerplexityTest, WhereRanksShareWeightsOneWithoutAWindowTakesPartInThePassesOfTheOther) {
+  plan_.lengths = {32, dataset_->heldout_tokens() / 2 + 1};  // one window of the longer
+  ExpectTwoRanksGiveTheRowsOfOne(/*shares=*/false, /*shares_weights=*/true);
+}
+
+TEST_F(PerplexityTest, WhereRanksShareWeightsOneThatIsStoppedStopsBothBeforeTheNextPass) {
+  testing::AsGang(2, [&](Communicator& ranks) {
+    FakeModel model;
+    model.shares = true;
+    EvaluationHooks hooks;
+    hooks.stop_requested = [&] { return ranks.rank() == 1 && model.calls >= 1; };
+    EXPECT_TRUE(EvaluatePerplexity(model, *dataset_, ranks, plan_, hooks).stopped);
+    EXPECT_EQ(model.calls + model.parts_taken, 1);
+  });
+}
+
 TEST_F(PerplexityTest, RanksThatShareSequencesShareLongWindowsAndHaveShortOnesAlone) {
   ExpectTwoRanksGiveTheRowsOfOne(/*shares=*/true);
+  ExpectTwoRanksGiveTheRowsOfOne(/*shares=*/true, /*shares_weights=*/true);
   plan_.protocol = jobfile::EvaluationProtocol::kPaper;
   ExpectTwoRanksGiveTheRowsOfOne(/*shares=*/true);
 }

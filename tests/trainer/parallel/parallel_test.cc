@@ -109,6 +109,49 @@ TEST(Communicator, ADeadPeerIsAnInfrastructureErrorWithinSeconds) {
   EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(10));
 }
 
+TEST(Communicator, AnAllGatherPutsEveryRanksPartInPlaceBesideAllReduces) {
+  for (const int64_t world_size : {1, 2, 3}) {
+    AsGang(world_size, [&](Communicator& ranks) {
+      constexpr int64_t kPart = 100'000;
+      const auto part_of = [&](int64_t rank, int64_t round) {
+        return (at::arange(kPart, at::kFloat) + static_cast<double>(1000 * rank + round)).to(at::kBFloat16);
+      };
+      at::Tensor outs[] = {at::zeros({world_size * kPart}, at::kBFloat16),
+                           at::zeros({world_size * kPart}, at::kBFloat16)};
+      for (int64_t round = 0; round < 3; ++round) {
+        const at::Tensor local = part_of(ranks.rank(), round);
+        const at::Tensor sum = at::ones({1000});
+        auto first = ranks.StartAllGather(local, outs[0]);
+        // The ranks may start an all-reduce between two all-gathers or behind them.
+        if (ranks.rank() == 0) ranks.AllReduce(sum);
+        auto second = ranks.StartAllGather(local, outs[1]);
+        if (ranks.rank() != 0) ranks.AllReduce(sum);
+        second->Wait();
+        first->Wait();
+        EXPECT_TRUE(sum.eq(static_cast<double>(world_size)).all().item<bool>());
+        for (const at::Tensor& out : outs) {
+          for (int64_t rank = 0; rank < world_size; ++rank) {
+            EXPECT_TRUE(out.narrow(0, rank * kPart, kPart).equal(part_of(rank, round))) << "rank " << rank;
+          }
+        }
+      }
+      EXPECT_EQ(ranks.allgather_bytes(), 3 * 2 * (world_size - 1) * kPart * 2);
+    });
+  }
+}
+
+TEST(Communicator, APeerThatDiesBeforeAnAllGatherIsAnInfrastructureErrorWithinSeconds) {
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_THROW(AsGang(3,
+                      [&](Communicator& ranks) {
+                        if (ranks.rank() == 1) throw std::runtime_error("this rank dies");
+                        const at::Tensor out = at::zeros({3000});
+                        ranks.StartAllGather(at::zeros({1000}), out)->Wait();
+                      }),
+               InfrastructureError);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(10));
+}
+
 TEST(Communicator, ExchangesGoToTheRankThatTheyNameInTheOrderOfTheirStarts) {
   AsGang(3, [&](Communicator& ranks) {
     const int64_t next = (ranks.rank() + 1) % 3, before = (ranks.rank() + 2) % 3;

@@ -9,6 +9,7 @@
 #include "tests/trainer/run/tiny_job.h"
 #include "tests/trainer/run/trainer_process.h"
 #include "worker/trainer/checkpoint/checkpoint.h"
+#include "worker/trainer/model/base_tensors.h"
 #include "worker/trainer/model/safetensors.h"
 
 namespace longspan::trainer {
@@ -56,6 +57,54 @@ class RunTest : public ::testing::Test {
     options.log = Log();
     options.file_bytes_max = file_bytes_max;
     return std::make_unique<TrainerProcess>(arguments, options);
+  }
+  // Two ranks, rank 0 first, which tells rank 1 its address through the lines. Else as by hand.
+  std::vector<std::unique_ptr<TrainerProcess>> StartGang(const std::string& command, const nlohmann::json& changes,
+                                                         const std::string& work) {
+    std::vector<std::unique_ptr<TrainerProcess>> gang;
+    for (const char* rank : {"0", "1"}) {
+      TrainerProcess::Options options;
+      options.log = Log();
+      options.lines = true;
+      const std::vector<std::string> arguments = {
+          command,     job_.SpecFile(changes), "--work", Work(work), "--job", "gang", "--advertise-address",
+          "127.0.0.1", "--world-size",         "2",      "--rank",   rank};
+      gang.push_back(std::make_unique<TrainerProcess>(arguments, options));
+    }
+    const auto address = gang[0]->Await<lines::Rendezvous>();
+    EXPECT_TRUE(address) << Text(Log());
+    if (address) gang[1]->Send(*address);
+    return gang;
+  }
+  // The larger exit code.
+  int RunGang(const std::string& command, const nlohmann::json& changes, const std::string& work) {
+    int code = 0;
+    for (auto& rank : StartGang(command, changes, work)) code = std::max(code, rank->WaitForExit());
+    return code;
+  }
+  // The folder of the job's model gets weights: what it would draw at random, so that the base can be evaluated.
+  void WriteWeights() {
+    const std::string model = (job_.folder() / "model").string();
+    const ModelConfig config = ReadModelConfig(model);
+    std::vector<NamedTensor> tensors;
+    const auto base = RandomBaseTensors(config, 3);
+    for (const TensorShape& tensor : BaseTensorShapes(config)) {
+      tensors.emplace_back(tensor.name, base->Read(tensor.name));
+    }
+    WriteSafetensors(model + "/model.safetensors", tensors);
+  }
+  // Of all steps and evaluations in between.
+  std::vector<double> Losses(const std::string& work) const {
+    std::vector<double> losses;
+    std::istringstream lines(Text(job_.folder() / work / "progress.jsonl"));
+    for (std::string line; std::getline(lines, line);) losses.push_back(nlohmann::json::parse(line).at("loss"));
+    return losses;
+  }
+  nlohmann::json LastProgress(const std::string& work) const {
+    std::istringstream lines(Text(job_.folder() / work / "progress.jsonl"));
+    std::string last;
+    for (std::string line; std::getline(lines, line);) last = line;
+    return nlohmann::json::parse(last);
   }
   std::string Work(const std::string& name) const { return (job_.folder() / name).string(); }
   std::string Log() const { return (job_.folder() / "log").string(); }
@@ -119,6 +168,57 @@ TEST_F(RunTest, TwoRanksEqualOneAndSeeTheSameData) {
   }
   // The gang exported and evaluated together.
   EXPECT_TRUE(fs::exists(job_.folder() / "two" / "run_card.json"));
+}
+
+TEST_F(RunTest, RanksThatShareWeightsDoWhatThoseWithWholeOnesDo) {
+  // Three sequences a step: the second rank makes two passes. One window of 512 tokens: the first rank has none.
+  const nlohmann::json whole = {{"resources", {{"slots", 2}}},
+                                {"model", {{"init", "weights"}}},
+                                {"evaluation", {{"lengths", {16, 512}}, {"every_steps", 3}}}};
+  WriteWeights();
+  nlohmann::json shared = whole;
+  shared["resources"]["shard_weights"] = true;
+  ASSERT_EQ(RunGang("run", whole, "whole"), 0) << Text(Log());
+  ASSERT_EQ(RunGang("run", shared, "shared"), 0) << Text(Log());
+  EXPECT_EQ(Losses("shared"), Losses("whole"));
+  EXPECT_EQ(Losses("shared").size(), 6u + 2u);
+  for (const char* file : {"merged/model.safetensors", "adapter/adapter_model.safetensors"}) {
+    EXPECT_EQ(Text(job_.folder() / "shared" / file), Text(job_.folder() / "whole" / file)) << file;
+  }
+  const auto rows = [&](const std::string& work) {
+    return nlohmann::json::parse(Text(job_.folder() / work / "evaluation.json")).at("rows");
+  };
+  EXPECT_EQ(rows("shared"), rows("whole"));
+  EXPECT_EQ(rows("shared").size(), 2u * 3u);
+  const auto last = LastProgress("shared");
+  EXPECT_GT(last.at("allgather_bytes_total"), 0);
+  EXPECT_FALSE(LastProgress("whole").contains("allgather_bytes_total"));
+
+  // From a checkpoint on, and exported and evaluated alone, the same.
+  nlohmann::json four_steps = shared;
+  four_steps["training"]["steps"] = 4;
+  ASSERT_EQ(RunGang("train", four_steps, "resumed"), 0) << Text(Log());
+  ASSERT_EQ(RunGang("train", shared, "resumed"), 0) << Text(Log());
+  for (const char* file : {"optimizer.safetensors", "adapter_model.safetensors"}) {
+    EXPECT_EQ(Text(Checkpoints("resumed") / "step-00000006.attempt-2" / file),
+              Text(Checkpoints("whole") / "step-00000006.attempt-1" / file))
+        << file;
+  }
+  ASSERT_EQ(RunToEnd("export", shared, "resumed"), 0) << Text(Log());
+  EXPECT_EQ(Text(job_.folder() / "resumed/merged/model.safetensors"),
+            Text(job_.folder() / "whole/merged/model.safetensors"));
+  ASSERT_EQ(RunGang("evaluate", shared, "resumed"), 0) << Text(Log());
+  EXPECT_EQ(rows("resumed").size(), 2u * 3u);
+}
+
+TEST_F(RunTest, AKilledRankThatSharesWeightsEndsTheOthersAsAnInfrastructureFailure) {
+  nlohmann::json shared = endless_;
+  shared["resources"] = {{"slots", 2}, {"shard_weights", true}};
+  auto gang = StartGang("run", shared, "work");
+  ASSERT_TRUE(gang[0]->Await<lines::Progress>([](const auto& line) { return line.phase == "train" && line.step >= 2; }))
+      << Text(Log());
+  gang[1]->Kill();
+  EXPECT_EQ(gang[0]->WaitForExit(), 30);
 }
 
 TEST_F(RunTest, RanksThatShareSequencesEqualOneFromPreparingToExport) {

@@ -204,6 +204,21 @@ TEST(ChoosePolicy, ProposesFourBitsWhereTheyWouldDo) {
   EXPECT_THAT(ChoosePolicy(LlamaJob(LlamaSpec(8192), 3)).would_fit, Not(Contains(StartsWith("method.kind"))));
 }
 
+TEST(ChoosePolicy, ProposesThatRanksShareWeightsWhereThatWouldDo) {
+  constexpr const char* kProposal = "resources.shard_weights: true";
+  jobfile::JobSpec spec = LlamaSpec(8192);
+  spec.training.global_batch = 8;
+  EXPECT_THAT(ChoosePolicy(LlamaJob(spec, 10)).would_fit, Not(Contains(kProposal)));  // one rank
+  spec.resources.slots = 8;
+  EXPECT_THAT(ChoosePolicy(LlamaJob(spec, 10)).would_fit, Contains(kProposal));
+  EXPECT_THAT(ChoosePolicy(LlamaJob(spec, 2)).would_fit, Not(Contains(kProposal)));
+  spec.evaluation.passkey.lengths = {8192};
+  EXPECT_THAT(ChoosePolicy(LlamaJob(spec, 10)).would_fit, Not(Contains(kProposal)));
+  spec.evaluation.passkey.lengths.clear();
+  spec.resources.shard_weights = true;
+  EXPECT_TRUE(ChoosePolicy(LlamaJob(spec, 10)).fits);
+}
+
 TEST(ChoosePolicy, ASlotOfACpuHoldsHostValuesToo) {
   jobfile::JobSpec spec = LlamaSpec(512);
   const DeviceProfile cpu = CpuProfile(2);

@@ -103,6 +103,22 @@ TEST(ModelMemory, Llama2HasTheSizeItIsKnownFor) {
             int64_t{6738415616} * 2);
 }
 
+TEST(ModelMemory, RanksThatShareWeightsHoldAPartAndTwoLayers) {
+  jobfile::JobSpec spec = SpecOf(jobfile::MethodKind::kLora, jobfile::TrainingDtype::kFp32);
+  const ModelMemory whole = ModelMemoryOf(JobOf(TinyQwen(), spec));
+  spec.resources.slots = 3;
+  spec.resources.shard_weights = true;
+  const PlannedJob job = JobOf(TinyQwen(), spec);
+  const ModelMemory memory = ModelMemoryOf(job);
+  constexpr int64_t kPart = (kLinears + 47) / 48 * 16;  // a third, in steps of 64 bytes
+  EXPECT_EQ(memory.weights - whole.weights, (kLayers * kPart + 2 * 3 * kPart - kLayers * kLinears) * 4);
+  EXPECT_EQ(memory.gradients, whole.gradients);
+  // LoRA is folded into the gathered weights: no pass builds a second one.
+  for (const Buffer& buffer : TrainingBuffers(job.Shape(), {})) {
+    EXPECT_EQ(std::string(NameOf(buffer.slot)).find("scratch output"), std::string::npos);
+  }
+}
+
 TEST(RankMemory, KeptValuesAndArenaAreTheEnginesOwn) {
   jobfile::JobSpec spec = SpecOf(jobfile::MethodKind::kLongLora, jobfile::TrainingDtype::kFp32);
   spec.training.micro_batch = 2;

@@ -31,6 +31,7 @@ bool FusedLinear::HasLora() const {
 
 int64_t FusedLinear::inputs() const {
   if (weight.defined()) return weight.size(1);
+  if (gathered != nullptr) return gathered->inputs;
   return parts.front().quantized ? parts.front().quantized->inputs : parts.front().stored.size(1);
 }
 
@@ -67,6 +68,15 @@ void FusedLinear::Refresh() {
   }
 }
 
+// A layer begins several times while its weight is here, always as the same pass asks for.
+const at::Tensor& FusedLinear::Gathered(bool folds) const {
+  TORCH_CHECK(gathered->weight.defined(), "the weight of ", parts.front().name, " is not gathered");
+  TORCH_CHECK(folds || !gathered->folded, "LoRA is in the weight of ", parts.front().name);
+  if (folds && !gathered->folded) MultiplyInto(blocks_b_, stacked_a_, gathered->weight, {.of_out = 1});
+  gathered->folded = folds;
+  return gathered->weight;
+}
+
 FusedLinear::Pass FusedLinear::Begin(const PassOptions& options, Arena& arena) const {
   const bool with_lora = options.adapted && HasLora();
   Pass pass;
@@ -75,6 +85,10 @@ FusedLinear::Pass FusedLinear::Begin(const PassOptions& options, Arena& arena) c
   if (with_lora && options.dropout != nullptr && options.dropout->active()) pass.dropout = options.dropout;
   pass.low_rank = with_lora && (pass.dropout != nullptr || dtype != at::kFloat || !options.fold);
   const bool folds = with_lora && !pass.low_rank;
+  if (gathered != nullptr) {
+    pass.weight = Gathered(folds);
+    return pass;
+  }
   if (weight.defined() && !folds) {
     pass.weight = weight;
     return pass;

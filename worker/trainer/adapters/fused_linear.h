@@ -12,7 +12,8 @@
 // Gradients are fp32 and added to. No dW for a frozen weight.
 //
 // A layer whose weight does not stand in memory in the compute dtype (4 bits, or only in the base's file) has no
-// `weight`: each pass makes it in that buffer, from what its parts have.
+// `weight`: each pass makes it in that buffer, from what its parts have. One that ranks share has its weight
+// `gathered`, while the layer computes: LoRA goes into that, once, and no buffer is needed.
 //
 // Every intermediate value is a slot of the arena (memory/arena.h). Not thread-safe. Legend: n rows (tokens), R the sum
 // of the ranks of the parts.
@@ -35,6 +36,13 @@ struct LoraFactors {
   at::Tensor a, b;                    // (r, in), (out, r)
   at::Tensor a_gradient, b_gradient;  // fp32
   double scale = 0;                   // alpha / r, or alpha / sqrt(r)
+};
+
+// A weight of which each rank holds a part, while it is whole here (model/sharded_weights.h).
+struct GatheredWeight {
+  at::Tensor weight;    // (out, in); undefined while it is not
+  bool folded = false;  // holds W + s·B·A
+  int64_t inputs = 0;
 };
 
 // One of the fused linear layers: rows [first_output, first_output + outputs) of the weight.
@@ -65,11 +73,12 @@ class FusedLinear {
     int64_t layer = 0;
   };
 
-  at::Tensor weight;                  // (out, in) in `dtype`, or undefined
-  at::ScalarType dtype = at::kFloat;  // what is computed in
-  at::Tensor weight_gradient;         // fp32; undefined when frozen
-  at::Tensor bias;                    // (out); undefined when the layers have none
-  at::Tensor bias_gradient;           // fp32; undefined when frozen
+  at::Tensor weight;                   // (out, in) in `dtype`, or undefined
+  GatheredWeight* gathered = nullptr;  // in the place of `weight` where ranks share it; its owner outlives the layer
+  at::ScalarType dtype = at::kFloat;   // what is computed in
+  at::Tensor weight_gradient;          // fp32; undefined when frozen
+  at::Tensor bias;                     // (out); undefined when the layers have none
+  at::Tensor bias_gradient;            // fp32; undefined when frozen
   std::vector<LinearPart> parts;
 
   int64_t outputs() const { return parts.back().first_output + parts.back().outputs; }
@@ -97,6 +106,7 @@ class FusedLinear {
 
  private:
   void Unpack(const at::Tensor& out) const;
+  const at::Tensor& Gathered(bool folds) const;
   void ForwardWithDropout(const Pass& pass, const at::Tensor& x, int64_t first_row, const at::Tensor& y) const;
   void BackwardWithDropout(const Pass& pass, const at::Tensor& x, const at::Tensor& y_gradient, int64_t first_row,
                            const at::Tensor& x_gradient) const;

@@ -66,6 +66,8 @@ BatchSlice SliceOfRank(int64_t global_batch, int64_t rank, int64_t world_size) {
   return {global_batch * rank / world_size, global_batch * (rank + 1) / world_size};
 }
 
+int64_t LargestSlice(int64_t global_batch, int64_t world_size) { return (global_batch + world_size - 1) / world_size; }
+
 struct Dataset::Impl {
   std::string key;
   SplitOptions options;

@@ -34,6 +34,8 @@ struct BatchSlice {
 };
 // Rows of rank `rank` of `world_size`; slices differ by at most one row when the batch does not divide.
 BatchSlice SliceOfRank(int64_t global_batch, int64_t rank, int64_t world_size);
+// Sequences of the rank that has most.
+int64_t LargestSlice(int64_t global_batch, int64_t world_size);
 
 // What a model trains on or is measured by: `rows` rows of `tokens` tokens, row-major. Rows that are shorter than the
 // longest end in padding, which is a document of its own and never scored.

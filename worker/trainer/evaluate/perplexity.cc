@@ -84,10 +84,23 @@ Share ShareOf(const Windows& windows, const EvaluationPlan& plan, const Communic
   return {SliceOfRank(windows.count(), ranks.rank(), ranks.world_size())};
 }
 
-// Ranks that share a window stop at the same one.
-bool StopsNow(const EvaluationHooks& hooks, const Share& share) {
-  const bool stop = hooks.stop_requested && hooks.stop_requested();
-  return share.sequence == nullptr ? stop : share.sequence->AnyOf(stop);
+// Calls of the model for this rank's windows; where ranks share weights, as many as the rank with most has.
+int64_t CallsOf(const Windows& windows, int64_t batch_max, const Share& share, const CausalLm& model,
+                const Communicator& ranks) {
+  int64_t count = share.windows.end - share.windows.begin;
+  if (model.shares_weights()) {
+    count = LargestSlice(windows.count(), share.sequence != nullptr ? share.sequence->groups() : ranks.world_size());
+  }
+  return (count + batch_max - 1) / batch_max;
+}
+
+// Ranks that share a window stop at the same one. Where ranks share weights none may leave a call to the others: all
+// stop before the same one.
+bool StopsNow(const EvaluationHooks& hooks, const Share& share, const CausalLm& model, Communicator& ranks) {
+  ControlWord word;
+  word.stop = hooks.stop_requested && hooks.stop_requested();
+  if (model.shares_weights()) return ReduceControlWord(ranks, word).stop;
+  return share.sequence == nullptr ? word.stop : share.sequence->AnyOf(word.stop);
 }
 
 }  // namespace
@@ -145,8 +158,13 @@ EvaluationResult EvaluatePerplexity(CausalLm& model, const Dataset& dataset, Com
     for (const std::string& name : plan.models) {
       ControlWord word;
       const Share share = ShareOf(windows, plan, ranks);
-      for (int64_t first = share.windows.begin; first < share.windows.end; first += batch_max) {
-        if (StopsNow(hooks, share)) break;
+      const int64_t calls = CallsOf(windows, batch_max, share, model, ranks);
+      for (int64_t call = 0; call < calls && !StopsNow(hooks, share, model, ranks); ++call) {
+        const int64_t first = share.windows.begin + call * batch_max;
+        if (first >= share.windows.end) {
+          model.TakePart(CausalLm::PassKind::kForward);
+          continue;
+        }
         const int64_t count = std::min(batch_max, share.windows.end - first);
         const Batch batch = windows.Read(first, count);
         CausalLm::EvaluationOptions options = OptionsOf(name);

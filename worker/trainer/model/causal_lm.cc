@@ -10,6 +10,7 @@
 #include "worker/planner/job_shape.h"
 #include "worker/planner/kept_values.h"
 #include "worker/planner/step_buffers.h"
+#include "worker/planner/weight_shards.h"
 #include "worker/trainer/memory/kept_values.h"
 #include "worker/trainer/model/decoder_layer.h"
 #include "worker/trainer/model/model_weights.h"
@@ -17,6 +18,7 @@
 #include "worker/trainer/model/quantize_source.h"
 #include "worker/trainer/model/rotary_positions.h"
 #include "worker/trainer/model/row_sums.h"
+#include "worker/trainer/model/sharded_weights.h"
 #include "worker/trainer/model/token_loss.h"
 #include "worker/trainer/model/training_attention.h"
 #include "worker/trainer/model/training_layers.h"
@@ -57,6 +59,13 @@ class Decoder : public CausalLm {
         original_positions_(config_.original_rope, config_.head_dim),
         extended_positions_(config_.rope, config_.head_dim) {
     if (!options.dropout) shape_.dropout = false;
+    shape_.weight_ranks = 0;
+    if (options.ranks != nullptr && options.spec.resources.shard_weights) {
+      TORCH_CHECK(!plan_.trains_base && !plan_.quantized, "only frozen weights in the compute dtype are shared");
+      shape_.weight_ranks = options.ranks->world_size();
+      shards_ = std::make_unique<ShardedWeights>(planner::ShardWeights(shape_), ComputeScalarType(options.spec),
+                                                 *options.ranks);
+    }
     if (plan_.has_lora && plan_.trains_head && !config_.family->head_alias.empty()) {
       throw SpecError(fmt::format("method.train_head: the head of {} does not train beside LoRA; method full trains it",
                                   config_.family->architecture));
@@ -64,6 +73,7 @@ class Decoder : public CausalLm {
     WeightOptions weight_options;
     weight_options.dtype = ComputeScalarType(options.spec);
     weight_options.adapter_folder = options.spec.method.adapter;
+    weight_options.shards = shards_.get();
     weight_options.seed = options.spec.training.seed;
     QuantizedBase quantized;
     if (plan_.quantized) {
@@ -90,13 +100,20 @@ class Decoder : public CausalLm {
     for (Trainable& trainable : trainables_.items) trainable.gradient.zero_();
   }
 
+  bool shares_weights() const override { return shards_ != nullptr; }
+  void TakePart(PassKind kind) override {
+    if (shards_) shards_->WalkThrough(OrderOf(kind));
+  }
+
   void ValuesChanged() override { values_changed_ = true; }
   void ReleaseBuffers() override {
     arena_.Release();
     kept_.Release();
+    if (shards_) shards_->ReleaseRows();
   }
   MemoryUse memory_use() const override {
-    return {arena_.bytes(), kept_.device_bytes(), kept_.host_bytes(), kept_.wait_seconds()};
+    return {arena_.bytes(), kept_.device_bytes(), kept_.host_bytes(), kept_.wait_seconds(),
+            shards_ ? shards_->wait_seconds() : 0};
   }
 
   LossSum ForwardBackward(const Batch& batch, const GradientReady& ready) override {
@@ -107,6 +124,7 @@ class Decoder : public CausalLm {
     LossSum sum;
     // Of all tokens, so that ranks that share them decide the same.
     if (anything_scored) sum = Run(batch, targets, ready);
+    if (!anything_scored) TakePart(PassKind::kTraining);
     if (!anything_scored && ready) {
       for (size_t index = 0; index < trainables_.items.size(); ++index) ready(index);
     }
@@ -150,6 +168,7 @@ class Decoder : public CausalLm {
   }
 
   at::Tensor Continue(const std::vector<Continuation>& sequences, const EvaluationOptions& options) override {
+    TORCH_CHECK(!shards_, "a text is written by one rank, which needs whole weights");
     const ModelWeights& weights = WeightsFor(options);
     const at::Tensor logits = at::empty({static_cast<int64_t>(sequences.size()), config_.vocab_size}, at::kFloat);
     for (const ContinuationPass& plan : PlanContinuation(sequences, options_.memory.tile_tokens)) {
@@ -303,6 +322,11 @@ class Decoder : public CausalLm {
     return shape;
   }
 
+  std::vector<int64_t> OrderOf(PassKind kind) const {
+    return kind == PassKind::kTraining ? planner::TrainingOrder(shape_, options_.memory)
+                                       : planner::ForwardOrder(shape_);
+  }
+
   // ---- forward only ----
 
   // The residual stream before a layer: two buffers in turns.
@@ -314,11 +338,13 @@ class Decoder : public CausalLm {
   // The last layer's output (N, d), in the arena.
   at::Tensor Hidden(const ModelWeights& weights, const LayerPass& pass, const at::Tensor& input_ids) {
     const int64_t rows = input_ids.numel();
+    if (shards_) shards_->Begin(OrderOf(PassKind::kForward));
     arena_.Use(planner::LayOut(planner::ForwardBuffers(StepShapeOf(pass, rows), options_.memory)));
     at::Tensor hidden = HiddenSlot(0, rows);
     Embed(weights, input_ids, hidden);
     for (size_t layer = 0; layer < weights.layers.size(); ++layer) {
       const at::Tensor next = HiddenSlot(static_cast<int64_t>(layer) + 1, rows);
+      if (shards_) shards_->Use(static_cast<int64_t>(layer));
       LayerForward(weights.layers[layer], pass, static_cast<int64_t>(layer), hidden, {}, next, arena_);
       hidden = next;
     }
@@ -354,6 +380,7 @@ class Decoder : public CausalLm {
                     share.first};
     const at::Tensor input_ids = Own(batch.input_ids, share);
     const at::Tensor own_targets = Own(targets.view_as(batch.labels), share).view({-1});
+    if (shards_) shards_->Begin(OrderOf(PassKind::kTraining));
     const int64_t rows = input_ids.numel();
     const planner::StepShape shape = StepShapeOf(pass, rows);
     if (options_.plans_buffers) {
@@ -363,7 +390,7 @@ class Decoder : public CausalLm {
     }
     const planner::KeptPlan kept_plan = planner::PlanKeptValues(shape, options_.memory);
     kept_.Begin(kept_plan);
-    TrainingLayers layers(weights_.layers, pass, {kept_plan, kept_, arena_}, rows,
+    TrainingLayers layers(weights_.layers, pass, {kept_plan, kept_, arena_, shards_.get()}, rows,
                           weights_.embedding.value.scalar_type());
     Embed(weights_, input_ids, layers.Input());
     const at::Tensor hidden = layers.Forward();
@@ -391,6 +418,7 @@ class Decoder : public CausalLm {
   AdapterPlan plan_;
   planner::StepShape shape_;  // of a pass over no rows yet
   std::unique_ptr<BaseTensors> base_;
+  std::unique_ptr<ShardedWeights> shards_;  // null: the linear layers are whole
   ModelWeights weights_;
   TrainableList trainables_;
   std::optional<ModelWeights> base_weights_;    // for evaluation without what was trained; dropped by training

@@ -24,6 +24,8 @@
 
 namespace longspan::trainer {
 
+class Communicator;
+
 using planner::KeepPolicy;
 using planner::MemoryPolicy;
 
@@ -61,6 +63,9 @@ struct ModelOptions {
   bool trains = true;         // false: nothing is trained, so no gradient has memory and trainables() is empty
   MemoryPolicy memory;        // what layers keep, and the sizes of tiles; changes nothing beyond rounding
   bool plans_buffers = true;  // false: every buffer has memory of its own, which the tests compare with
+  // Whose ranks share the linear layers' weights where the spec says so (resources.shard_weights); outlives the model.
+  // Null: they are whole.
+  Communicator* ranks = nullptr;
   // Ranks that share their sequences: all of them call ForwardBackward, TrainingLogits and Evaluate with the same whole
   // sequences, in the same order, and each computes and returns its share. Outlives the model. Null: not shared.
   SequenceRanks* sequence = nullptr;
@@ -120,11 +125,18 @@ class CausalLm {
   struct MemoryUse {
     int64_t arena_bytes = 0, kept_bytes = 0;  // on the device
     int64_t host_bytes = 0;
-    double host_wait_seconds = 0;  // that passes waited for copies to and from host memory, so far
+    double host_wait_seconds = 0;    // that passes waited for copies to and from host memory, so far
+    double gather_wait_seconds = 0;  // for weights of other ranks, so far
   };
   virtual MemoryUse memory_use() const { return {}; }
   // Gives the buffers of passes back; the next pass takes its own. For the end of a phase.
   virtual void ReleaseBuffers() {}
+
+  // Where ranks share weights every rank must make as many passes as the others, in the same order: one that has
+  // nothing to compute takes part in theirs. TakePart does nothing else.
+  virtual bool shares_weights() const { return false; }
+  enum class PassKind { kTraining, kForward };
+  virtual void TakePart(PassKind) {}
 
   // Tells the model that values of trainables changed (after an optimizer step or a load).
   virtual void ValuesChanged() = 0;

@@ -114,20 +114,20 @@ class Loader {
     const ModelFamily& family = *config_.family;
     LayerWeights& weights = weights_.layers.emplace_back();
     weights.input_norm = LoadNorm(NameInLayer(config_, layer, family.input_norm), config_.hidden_size);
-    weights.query_key_value = LoadLinear(layer, family.query_key_value, config_.biases.query_key_value);
+    weights.query_key_value = LoadLinear(layer, 0, family.query_key_value, config_.biases.query_key_value);
     if (family.has_head_norms()) {
       weights.query_norm = LoadNorm(NameInLayer(config_, layer, family.query_norm), config_.head_dim);
       weights.key_norm = LoadNorm(NameInLayer(config_, layer, family.key_norm), config_.head_dim);
     }
-    weights.output = LoadLinear(layer, {family.output}, config_.biases.output);
+    weights.output = LoadLinear(layer, 1, {family.output}, config_.biases.output);
     weights.post_attention_norm =
         LoadNorm(NameInLayer(config_, layer, family.post_attention_norm), config_.hidden_size);
-    weights.mlp_in = LoadLinear(layer, family.mlp_in, config_.biases.mlp);
-    weights.mlp_out = LoadLinear(layer, {family.mlp_out}, config_.biases.mlp);
+    weights.mlp_in = LoadLinear(layer, 2, family.mlp_in, config_.biases.mlp);
+    weights.mlp_out = LoadLinear(layer, 3, {family.mlp_out}, config_.biases.mlp);
     weights.window = config_.layer_windows[layer];
   }
 
-  FusedLinear LoadLinear(size_t layer, const std::vector<std::string>& modules, bool has_bias) {
+  FusedLinear LoadLinear(size_t layer, size_t linear_index, const std::vector<std::string>& modules, bool has_bias) {
     FusedLinear linear;
     linear.dtype = options_.dtype;
     std::vector<at::Tensor> stored;
@@ -143,11 +143,19 @@ class Loader {
       outputs += part.outputs;
     }
     const int64_t inputs = stored[0].size(1);
-    if (options_.quantized == nullptr) linear.weight = at::empty({outputs, inputs}, options_.dtype);
+    if (options_.shards != nullptr) {
+      linear.gathered = options_.shards->Gathered(static_cast<int64_t>(layer), linear_index);
+    } else if (options_.quantized == nullptr) {
+      linear.weight = at::empty({outputs, inputs}, options_.dtype);
+    }
     if (has_bias) linear.bias = at::empty({outputs}, options_.dtype);
     for (size_t index = 0; index < modules.size(); ++index) {
       LinearPart& part = linear.parts[index];
-      if (options_.quantized == nullptr) {
+      if (options_.shards != nullptr) {
+        options_.shards->Keep(static_cast<int64_t>(layer), linear_index, part.first_output, stored[index]);
+        stored[index].reset();
+        base_.LetGo(part.name + ".weight");
+      } else if (options_.quantized == nullptr) {
         linear.weight.narrow(0, part.first_output, part.outputs).copy_(stored[index]);
       } else {
         part.quantized = std::move(options_.quantized->at(part.name));

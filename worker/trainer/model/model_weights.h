@@ -10,6 +10,7 @@
 #include "worker/trainer/model/base_tensors.h"
 #include "worker/trainer/model/causal_lm.h"
 #include "worker/trainer/model/decoder_layer.h"
+#include "worker/trainer/model/sharded_weights.h"
 #include "worker/trainer/quantized/quantized_base.h"
 
 namespace longspan::trainer {
@@ -44,6 +45,7 @@ struct WeightOptions {
   at::ScalarType dtype = at::kFloat;
   std::string adapter_folder;          // empty: A drawn from the seed, B zero
   QuantizedBase* quantized = nullptr;  // the linear layers in 4 bits, taken from here; null: from the base
+  ShardedWeights* shards = nullptr;    // the linear layers go there, this rank's part alone; null: they are whole
   int64_t seed = 0;
 };
 ModelWeights LoadModelWeights(const ModelConfig& config, const BaseTensors& base, const AdapterPlan& plan,

@@ -79,7 +79,7 @@ at::Tensor TrainingLayers::Forward() {
       kept = SegmentParts(layer);
     }
     const at::Tensor y = OutputOf(layer);
-    LayerForward(layers_[static_cast<size_t>(layer)], pass_, layer, x, kept, y, memory_.arena);
+    LayerForward(Weights(layer), pass_, layer, x, kept, y, memory_.arena);
     if (!has_segments()) CloseParts(entry);
     x = y;
   }
@@ -92,7 +92,7 @@ void TrainingLayers::RunSegmentAgain(int64_t begin) {
     const bool last = layer + 1 == SegmentEnd(begin);
     if (last && pass_.memory.keep == KeepPolicy::kInput) return;  // nobody reads its output
     const at::Tensor y = last ? at::Tensor() : SegmentInput(layer + 1);
-    LayerForward(layers_[static_cast<size_t>(layer)], pass_, layer, x, SegmentParts(layer), y, memory_.arena);
+    LayerForward(Weights(layer), pass_, layer, x, SegmentParts(layer), y, memory_.arena);
     x = y;
   }
 }
@@ -109,8 +109,7 @@ void TrainingLayers::Backward(const at::Tensor& gradient, bool wants_input_gradi
                                                     [&](KeptPart part, at::IntArrayRef sizes, at::ScalarType dtype) {
                                                       return memory_.kept.Read(entry, part, sizes, dtype);
                                                     });
-    LayerBackward(layers_[static_cast<size_t>(layer)], pass_, layer, x, kept, gradient,
-                  layer > 0 || wants_input_gradient, memory_.arena);
+    LayerBackward(Weights(layer), pass_, layer, x, kept, gradient, layer > 0 || wants_input_gradient, memory_.arena);
     if (first_of_segment) memory_.kept.Done(entry);
     done(layer);
   }

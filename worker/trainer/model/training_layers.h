@@ -20,6 +20,7 @@
 #include "worker/trainer/memory/arena.h"
 #include "worker/trainer/memory/kept_values.h"
 #include "worker/trainer/model/decoder_layer.h"
+#include "worker/trainer/model/sharded_weights.h"
 
 namespace longspan::trainer {
 
@@ -29,6 +30,7 @@ class TrainingLayers {
     const planner::KeptPlan& plan;  // that `kept` has begun with
     KeptValues& kept;
     Arena& arena;
+    ShardedWeights* shards = nullptr;  // has begun a pass in planner::TrainingOrder; null: the weights are whole
   };
   // Of `rows` tokens in `dtype`.
   TrainingLayers(const std::vector<LayerWeights>& layers, const LayerPass& pass, const Memory& memory, int64_t rows,
@@ -52,6 +54,11 @@ class TrainingLayers {
   int64_t SegmentEnd(int64_t layer) const { return std::min(layer_count(), SegmentBegin(layer) + every()); }
   bool InLastSegment(int64_t layer) const { return SegmentEnd(layer) == layer_count(); }
 
+  // Of a layer that computes next.
+  const LayerWeights& Weights(int64_t layer) const {
+    if (memory_.shards != nullptr) memory_.shards->Use(layer);
+    return layers_[static_cast<size_t>(layer)];
+  }
   at::Tensor OpenInput(int64_t entry);
   at::Tensor ReadInput(int64_t entry);
   at::Tensor SegmentInput(int64_t layer) const;

@@ -22,6 +22,7 @@ namespace {
 
 constexpr int kExchangeTag = 1;  // Gloo keeps the messages of a pair of ranks under one tag in order
 constexpr auto kGetInterval = std::chrono::milliseconds(50);  // between two looks for a word of rank 0
+constexpr int kGatherTag = 1 << 20;                           // of the messages of all-gathers
 
 // Runs a c10d call; whatever it throws means that a peer or the network failed.
 template <typename Call>
@@ -55,6 +56,10 @@ class SingleRank : public Communicator {
   void Join() override {}
   void AllReduce(at::Tensor) override {}
   std::unique_ptr<Pending> StartAllReduce(at::Tensor) override { return std::make_unique<DonePending>(); }
+  std::unique_ptr<Pending> StartAllGather(const at::Tensor& local, const at::Tensor& out) override {
+    at::Tensor(out).copy_(local);
+    return std::make_unique<DonePending>();
+  }
   std::chrono::nanoseconds allreduce_time() const override { return {}; }
   std::unique_ptr<Pending> StartExchange(const Exchange& exchange) override {
     TORCH_CHECK(!exchange.sent.defined() && !exchange.received.defined(), "a single rank has nobody to exchange with");
@@ -93,6 +98,23 @@ class GlooPending : public Communicator::Pending {
 
  private:
   c10::intrusive_ptr<c10d::Work> work_;
+  std::string what_;
+};
+
+// Messages to and from several ranks.
+class GlooMessages : public Communicator::Pending {
+ public:
+  GlooMessages(std::vector<c10::intrusive_ptr<c10d::Work>> works, std::chrono::milliseconds timeout, std::string what)
+      : works_(std::move(works)), timeout_(timeout), what_(std::move(what)) {}
+  void Wait() override {
+    OrInfrastructureError(what_, [&] {
+      for (const auto& work : works_) work->wait(timeout_);
+    });
+  }
+
+ private:
+  std::vector<c10::intrusive_ptr<c10d::Work>> works_;
+  std::chrono::milliseconds timeout_;
   std::string what_;
 };
 
@@ -216,6 +238,32 @@ class GlooRanks : public Communicator {
     auto work = OrInfrastructureError(what, [&] { return group_->allreduce(tensors, allreduce); });
     work->getFuture()->addCallback([busy = busy_, begin](auto&) { busy->Ended(begin); });
     return std::make_unique<GlooPending>(std::move(work), what);
+  }
+
+  // c10d's own all-gather on Gloo receives into a second buffer as large as `out` and copies. Here every rank sends its
+  // part to each other rank, straight into place: as many bytes for each as a ring moves, and no order to keep with the
+  // all-reduces.
+  std::unique_ptr<Pending> StartAllGather(const at::Tensor& local, const at::Tensor& out) override {
+    const int64_t size = local.numel();
+    TORCH_CHECK(local.is_contiguous() && out.is_contiguous() && out.scalar_type() == local.scalar_type() &&
+                    out.numel() == size * options_.world_size,
+                "an all-gather of ", local.sizes(), " into ", out.sizes());
+    const std::string what = "gather from the ranks (another rank died or hangs)";
+    const auto part_of = [&](int64_t rank) { return out.view({-1}).narrow(0, rank * size, size); };
+    std::vector<c10::intrusive_ptr<c10d::Work>> works;
+    OrInfrastructureError(what, [&] {
+      // The peer at a distance of 1 first, then of 2: no rank is everybody's first.
+      for (int64_t distance = 1; distance < options_.world_size; ++distance) {
+        const int64_t source = (options_.rank - distance + options_.world_size) % options_.world_size;
+        const int64_t target = (options_.rank + distance) % options_.world_size;
+        std::vector<at::Tensor> received = {part_of(source)}, sent = {local};
+        works.push_back(group_->recv(received, static_cast<int>(source), kGatherTag));
+        works.push_back(group_->send(sent, static_cast<int>(target), kGatherTag));
+      }
+    });
+    part_of(options_.rank).copy_(local);
+    allgather_bytes_ += (options_.world_size - 1) * static_cast<int64_t>(local.nbytes());
+    return std::make_unique<GlooMessages>(std::move(works), options_.collective_timeout, what);
   }
 
   std::chrono::nanoseconds allreduce_time() const override { return busy_->total(); }

@@ -1,5 +1,5 @@
-// How the ranks of a gang find each other, add numbers and exchange tensors: a TCP store for the rendezvous, Gloo
-// between CPUs.
+// How the ranks of a gang find each other, add numbers, gather parts and exchange tensors: a TCP store for the
+// rendezvous, Gloo between CPUs.
 //
 // Every rank makes the same collective calls in the same order; an exchange concerns the ranks that it names. World
 // size 1 takes the same code without any network. A peer that dies, or that does not answer within the timeout, gives
@@ -56,6 +56,11 @@ class Communicator {
   };
   virtual std::unique_ptr<Pending> StartAllReduce(at::Tensor tensor) = 0;
 
+  // Puts every rank's `local` (S) one behind the other into `out` (world_size · S), both contiguous, of one dtype and
+  // alive until Wait. In the background and without a copy of its own; starts in the same order on every rank, but
+  // independent of all-reduces. With equal ranks it takes as long as the slowest link needs for (world_size - 1) · S.
+  virtual std::unique_ptr<Pending> StartAllGather(const at::Tensor& local, const at::Tensor& out) = 0;
+
   // One message to another rank and one from a rank, each contiguous; undefined: none, and its rank is not read. In the
   // background, beside the all-reduces: both tensors are left alone until Wait. Messages between two ranks arrive in
   // the order of their starts, with the bytes that the receiver expects.
@@ -72,10 +77,13 @@ class Communicator {
   // How long at least one of them was under way, slow peers included. Of those that ended.
   virtual std::chrono::nanoseconds allreduce_time() const = 0;
   int64_t exchanged_bytes() const { return exchanged_bytes_; }
+  // Bytes this rank has received in all-gathers.
+  int64_t allgather_bytes() const { return allgather_bytes_; }
 
  protected:
   int64_t allreduce_bytes_ = 0;
   int64_t exchanged_bytes_ = 0;
+  int64_t allgather_bytes_ = 0;
 };
 
 }  // namespace longspan::trainer
