@@ -486,6 +486,14 @@ void AddMemoryRows(std::vector<Field>& rows) {
                      .Absent(kPlanner)
                      .In(kTokens)
                      .Build());
+  rows.push_back(Row("memory.tile_heads",
+                     "Key/value heads whose gradients of q, k and v attention makes at once, in place of q, k and v; "
+                     "0: all, in memory of their own.",
+                     AT(memory.tile_heads))
+                     .Unit("heads")
+                     .Absent(kPlanner)
+                     .In({0, 65536})
+                     .Build());
   const Range any_bytes = {1, static_cast<double>(kIntegerMax)};
   rows.push_back(Row("memory.device_bytes", "Memory of its device that a rank may use.", AT(memory.device_bytes))
                      .Absent("that of the slot it runs on")

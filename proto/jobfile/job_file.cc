@@ -242,6 +242,11 @@ void CheckSequenceParallel(const JobSpec& spec, std::vector<Mistake>& mistakes) 
     add("attention.edge",
         "is wrap, which joins the first rank to the last; with resources.sequence_parallel use split");
   }
+  if (spec.memory.tile_heads.value_or(0) > 0) {
+    add("memory.tile_heads", fmt::format("is {}; with resources.sequence_parallel gradients travel for all heads at "
+                                         "once: set it to 0 or leave it out",
+                                         *spec.memory.tile_heads));
+  }
   if (spec.context_length <= 0 || ContextDivides(spec)) return;
   if (spec.context_length % ranks != 0) {
     add("context_length",

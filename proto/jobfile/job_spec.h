@@ -105,6 +105,7 @@ struct MemorySection {
   std::optional<int64_t> checkpoint_every;  // layers
   std::optional<int64_t> host_layers;       // of those that outlast the forward pass, from the first
   std::optional<int64_t> tile_tokens, loss_tile_tokens;
+  std::optional<int64_t> tile_heads;  // key/value heads; 0: all
   // Limits of a rank, bytes; in a file also "12GiB". Absent: the memory of the slot that it runs on; none of the
   // host's.
   std::optional<int64_t> device_bytes, host_bytes;

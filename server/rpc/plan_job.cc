@@ -146,6 +146,7 @@ v1::MemorySpec ToMessage(const planner::MemoryPolicy& policy) {
   spec.memory.host_layers = policy.host_layers;
   spec.memory.tile_tokens = policy.tile_tokens;
   spec.memory.loss_tile_tokens = policy.loss_tile_tokens;
+  spec.memory.tile_heads = policy.tile_heads;
   return jobfile::ToMessage(spec).memory();
 }
 

@@ -204,7 +204,7 @@ activations       input 58.0 GiB
 policy            of every 4 layers the first one's input is kept; while they run again, each layer
                   keeps its input and the attention output; tiles of 2048 tokens, logits of 256
   as `memory`     keep: attention_output, checkpoint_every: 4, host_layers: 0, tile_tokens: 0,
-                  loss_tile_tokens: 0
+                  loss_tile_tokens: 0, tile_heads: 0
 trains            140,000,000 values
 work              40.5 GFLOP per token, 2.7 PFLOP per step; 3.5 PFLOP with what is computed again
 speed             about 10,455 tokens/s, 10m27s per step (NVIDIA H200)

@@ -215,7 +215,7 @@ def job_files():
              "adapter": "a", "rslora": "true", "train_norms": "true", "train_embeddings": "false", "train_head": "false", "factor": "2",
              "original_length": "4096", "micro_batch": "2", "dtype": "bf16", "lengths": "[4096, 8192]", "path": "l", "tasks": "[hotpotqa]",
              "max_run_time": "2h30m", "keep": "residual", "checkpoint_every": "4", "host_layers": "2", "tile_tokens": "512",
-             "loss_tile_tokens": "256", "device_bytes": "80GiB", "host_bytes": "1024"}
+             "loss_tile_tokens": "256", "tile_heads": "2", "device_bytes": "80GiB", "host_bytes": "1024"}
     of_kind = {"yarn": {"beta_fast": "32", "beta_slow": "1", "attention_factor": "1.2"},
                "llama3": {"low_freq_factor": "1", "high_freq_factor": "4"}, "dynamic": {}, "ntk": {}}
     for kind, keys in of_kind.items():

@@ -14,7 +14,7 @@ NAMES = ("llama_mlp_bias", "qwen3", "gpt_neox")
 POLICIES = {
     "planned": {},
     "lean_one_row": {"keep": "input", "tile_tokens": 1, "loss_tile_tokens": 1},
-    "lean_two_rows": {"keep": "input", "checkpoint_every": 2, "tile_tokens": 2, "loss_tile_tokens": 3},
+    "lean_two_rows": {"keep": "input", "checkpoint_every": 2, "tile_tokens": 2, "loss_tile_tokens": 3, "tile_heads": 1},
     "output_ragged": {"keep": "attention_output", "tile_tokens": 5, "loss_tile_tokens": 7, "host_layers": 1},
     "projections": {"keep": "query_key_value", "checkpoint_every": 3, "tile_tokens": 16, "loss_tile_tokens": 16},
     "residual": {"keep": "residual", "host_layers": 2, "tile_tokens": 64, "loss_tile_tokens": 64},

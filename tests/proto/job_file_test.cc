@@ -227,6 +227,9 @@ TEST(JobFile, RanksThatShareSequencesNeedSequencesThatDivide) {
               ElementsAre(HasSubstr("attention.group_ratio: makes groups of 64 tokens")));
   EXPECT_THAT(MistakesOfShared({{"attention", {{"kind", "full"}}}}), IsEmpty());
   EXPECT_THAT(MistakesOfShared({{"attention", {{"edge", "wrap"}}}}), ElementsAre(HasSubstr("attention.edge: is wrap")));
+  EXPECT_THAT(MistakesOfShared({{"memory", {{"tile_heads", 1}}}}),
+              ElementsAre(HasSubstr("memory.tile_heads: is 1; with resources.sequence_parallel")));
+  EXPECT_THAT(MistakesOfShared({{"memory", {{"tile_heads", 0}}}}), IsEmpty());
   EXPECT_THAT(MistakesOfShared({{"data", {{"packing", true}}}}), ElementsAre(HasSubstr("data.packing: does not go")));
   EXPECT_THAT(MistakesOfShared({{"data", {{"format", "chat"}}}}),
               ElementsAre(HasSubstr("data.format: is chat, whose rows differ in length")));

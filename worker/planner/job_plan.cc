@@ -21,7 +21,7 @@ constexpr double kWithinFastest = 1.005;
 // What the job leaves open, in the order of the search: most kept first.
 struct OpenPolicies {
   std::vector<KeepPolicy> keep;
-  std::vector<int64_t> checkpoint_every, tiles, loss_tiles;
+  std::vector<int64_t> checkpoint_every, tiles, loss_tiles, head_tiles;
   std::optional<int64_t> host_layers;
 };
 
@@ -36,7 +36,19 @@ std::vector<int64_t> TilesFor(const std::optional<int64_t>& fixed, const int64_t
   return tiles;
 }
 
-OpenPolicies OpenPoliciesOf(const jobfile::MemorySection& memory, const StepShape& shape) {
+// No smaller than a quarter: the attention kernels of a CPU go back through a key/value head on one thread.
+std::vector<int64_t> HeadTilesFor(const jobfile::JobSpec& spec, int64_t key_value_heads) {
+  if (spec.memory.tile_heads) return {*spec.memory.tile_heads};
+  std::vector<int64_t> tiles = {0};
+  if (jobfile::RanksPerSequence(spec) > 1) return tiles;
+  for (const int64_t parts : {2, 4}) {
+    if (key_value_heads >= parts) tiles.push_back((key_value_heads + parts - 1) / parts);
+  }
+  return tiles;
+}
+
+OpenPolicies OpenPoliciesOf(const jobfile::JobSpec& spec, const StepShape& shape) {
+  const jobfile::MemorySection& memory = spec.memory;
   OpenPolicies open;
   const int64_t layers = std::max<int64_t>(1, shape.num_hidden_layers);
   if (memory.keep) {
@@ -56,6 +68,7 @@ OpenPolicies OpenPoliciesOf(const jobfile::MemorySection& memory, const StepShap
   }
   open.tiles = TilesFor(memory.tile_tokens, kTiles, shape.rows);
   open.loss_tiles = TilesFor(memory.loss_tile_tokens, kLossTiles, shape.rows);
+  open.head_tiles = HeadTilesFor(spec, shape.key_value_heads);
   open.host_layers = memory.host_layers;
   return open;
 }
@@ -88,29 +101,38 @@ struct Candidate {
   RankMemory memory;
 };
 
-// Calls take(candidate) for every policy that is open; ends early when it says false. The arena depends on what is
-// kept, on whether segments run again, and on tiles, so each is laid out once.
+// What is kept and the sizes of tiles: the arena depends on them, and on whether segments run again.
+std::vector<MemoryPolicy> TiledPolicies(const OpenPolicies& open) {
+  std::vector<MemoryPolicy> policies;
+  for (const KeepPolicy keep : open.keep) {
+    for (const int64_t heads : open.head_tiles) {
+      for (const int64_t tile : open.tiles) {
+        for (const int64_t loss_tile : open.loss_tiles) policies.push_back({keep, 1, 0, tile, loss_tile, heads});
+      }
+    }
+  }
+  return policies;
+}
+
+// Calls take(candidate) for every policy that is open; ends early when it says false. Lays out each arena once.
 template <class Take>
 void ForEachCandidate(const PlannedJob& job, const ModelMemory& model, const Take& take) {
   const StepShape shape = job.Shape();
-  const OpenPolicies open = OpenPoliciesOf(job.spec.memory, shape);
+  const OpenPolicies open = OpenPoliciesOf(job.spec, shape);
   const RankMemory without = MemoryWithoutPolicy(job, model);
-  for (const KeepPolicy keep : open.keep) {
-    for (const int64_t tile : open.tiles) {
-      for (const int64_t loss_tile : open.loss_tiles) {
-        std::optional<int64_t> workspace[2];
-        for (const int64_t every : open.checkpoint_every) {
-          Candidate candidate{{keep, every, 0, tile, loss_tile}, without};
-          std::optional<int64_t>& bytes = workspace[every > 1 ? 1 : 0];
-          if (!bytes) bytes = WorkspaceBytes(shape, candidate.policy);
-          candidate.memory.workspace = *bytes;
-          candidate.policy.host_layers =
-              open.host_layers.value_or(HostLayers(shape, candidate.policy, job.limits, candidate.memory));
-          candidate.policy.host_layers = PlanKeptValues(shape, candidate.policy).host;
-          SetKept(shape, candidate.policy, &candidate.memory);
-          if (!take(candidate)) return;
-        }
-      }
+  for (const MemoryPolicy& policy : TiledPolicies(open)) {
+    std::optional<int64_t> workspace[2];
+    for (const int64_t every : open.checkpoint_every) {
+      Candidate candidate{policy, without};
+      candidate.policy.checkpoint_every = every;
+      std::optional<int64_t>& bytes = workspace[every > 1 ? 1 : 0];
+      if (!bytes) bytes = WorkspaceBytes(shape, candidate.policy);
+      candidate.memory.workspace = *bytes;
+      candidate.policy.host_layers =
+          open.host_layers.value_or(HostLayers(shape, candidate.policy, job.limits, candidate.memory));
+      candidate.policy.host_layers = PlanKeptValues(shape, candidate.policy).host;
+      SetKept(shape, candidate.policy, &candidate.memory);
+      if (!take(candidate)) return;
     }
   }
 }
@@ -264,10 +286,14 @@ PlanResult ChoosePolicy(const PlannedJob& job) {
   }
   double fastest = std::numeric_limits<double>::infinity();
   for (const JobPlan& plan : fitting) fastest = std::min(fastest, plan.time.seconds);
+  // Of those as good as the fastest the leanest, by tiles of heads only where nothing else is.
+  const auto order = [](const JobPlan& plan) {
+    return std::pair(plan.policy.tile_heads, plan.memory.whole_bytes());
+  };
   const JobPlan* best = nullptr;
   for (const JobPlan& plan : fitting) {
     if (plan.time.seconds > fastest * kWithinFastest) continue;
-    if (best == nullptr || plan.memory.whole_bytes() < best->memory.whole_bytes()) best = &plan;
+    if (best == nullptr || order(plan) < order(*best)) best = &plan;
   }
   result.plan = *best;
   return result;

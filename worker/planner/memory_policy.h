@@ -42,6 +42,9 @@ struct MemoryPolicy {
   int64_t host_layers = 0;         // of those that outlast the forward pass, from the first
   int64_t tile_tokens = 1024;      // rows of a tile of the norms, the linear layers and the MLP
   int64_t loss_tile_tokens = 512;  // rows of a tile of the logits
+  // Key/value heads, with their query heads, whose gradients of q, k and v are made at once. They take the place of q,
+  // k and v, so that only those of one tile of heads need memory. 0, or all and more: in memory of their own.
+  int64_t tile_heads = 0;
 };
 
 // Whether a policy keeps what `part` adds.

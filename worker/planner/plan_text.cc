@@ -61,8 +61,13 @@ std::string PolicyText(const MemoryPolicy& policy, const StepShape& shape) {
     text += fmt::format("; the first {} {} wait in host memory", kept.host,
                         kept.segment > 0 ? "of these inputs" : "layers' values");
   }
-  return text + fmt::format("; tiles of {} tokens, logits of {}", std::min(policy.tile_tokens, shape.rows),
-                            std::min(policy.loss_tile_tokens, shape.rows));
+  text += fmt::format("; tiles of {} tokens, logits of {}", std::min(policy.tile_tokens, shape.rows),
+                      std::min(policy.loss_tile_tokens, shape.rows));
+  if (TilesHeads(shape, policy)) {
+    text += fmt::format("; gradients of q, k and v in their place, {} key/value {} at a time", policy.tile_heads,
+                        policy.tile_heads == 1 ? "head" : "heads");
+  }
+  return text;
 }
 
 std::vector<std::pair<std::string, int64_t>> DeviceKinds(const RankMemory& memory) {

@@ -103,7 +103,9 @@ void AddAttention(const StepShape& shape, const MemoryPolicy& policy, BufferList
   const int64_t e = shape.element_bytes;
   const int64_t n = shape.rows;
   const unsigned back = kBackwardRecompute | kBackwardMlp | kBackwardAttention;
-  const unsigned fused_back = shape.has_head_norms ? back | kBackwardProjection : back;
+  // Tile by tile of heads the gradients of q, k and v take their place.
+  const bool tiles_heads = TilesHeads(shape, policy);
+  const unsigned fused_back = shape.has_head_norms || tiles_heads ? back | kBackwardProjection : back;
   const bool segments = policy.checkpoint_every > 1;
   const int64_t turned_heads = shape.query_heads + shape.key_value_heads;
   list->AddUnlessKept(Keeps(policy.keep, KeepPolicy::kQueryKeyValue), segments, Slot::kQueryKeyValue,
@@ -118,8 +120,9 @@ void AddAttention(const StepShape& shape, const MemoryPolicy& policy, BufferList
   list->Add(Slot::kAttentionScratch, shape.attention_scratch_bytes,
             kForwardAttention | kBackwardRecompute | kBackwardAttention);
   list->Add(Slot::kAttentionOutputGradient, n * shape.query_size() * e, kBackwardMlp | kBackwardAttention);
-  list->Add(Slot::kQueryKeyValueGradient, n * shape.query_key_value_size() * e,
-            kBackwardAttention | kBackwardProjection);
+  const int64_t heads_at_once = tiles_heads ? policy.tile_heads : shape.key_value_heads;
+  list->Add(Slot::kQueryKeyValueGradient, n * shape.query_key_value_size(heads_at_once) * e,
+            tiles_heads ? kBackwardAttention : kBackwardAttention | kBackwardProjection);
 }
 
 // What attention exchanges with other ranks of a sequence. A halo travels while the MLP goes back, a ring only within
@@ -152,14 +155,16 @@ void AddLoss(const StepShape& shape, const MemoryPolicy& policy, BufferList* lis
   list->Add(Slot::kLossHiddenGradient, l * shape.hidden_size * e, kLoss);
 }
 
-void AddColumnSums(const StepShape& shape, BufferList* list) {
+void AddColumnSums(const StepShape& shape, const MemoryPolicy& policy, BufferList* list) {
   int64_t columns = 0;
   // LayerNorm sums those of its weight and of its bias at once.
   if (shape.trains_norms) columns = 2 * std::max(shape.hidden_size, shape.head_dim);
   if (shape.trains_biases) {
     for (const LinearUse& linear : LinearsOf(shape)) columns = std::max(columns, linear.shape->outputs);
   }
-  list->Add(Slot::kColumnSums, kColumnSumParts * columns * kFp32Bytes, kLoss | kBackwardMlp | kBackwardProjection);
+  unsigned stages = kLoss | kBackwardMlp | kBackwardProjection;
+  if (shape.has_head_norms && TilesHeads(shape, policy)) stages |= kBackwardAttention;
+  list->Add(Slot::kColumnSums, kColumnSumParts * columns * kFp32Bytes, stages);
 }
 
 void AddWeights(const StepShape& shape, BufferList* list) {
@@ -194,7 +199,7 @@ std::vector<Buffer> BuffersOf(const StepShape& shape, const MemoryPolicy& policy
   const int64_t statistics_rows = std::max(tile, std::min(policy.loss_tile_tokens, shape.rows));
   list.Add(Slot::kNormStatistics, statistics_rows * 2 * kFp32Bytes, kLoss | kBackwardMlp | kBackwardProjection);
   list.Add(Slot::kNormedGradient, tile * shape.hidden_size * e, kBackwardMlp | kBackwardProjection);
-  AddColumnSums(shape, &list);
+  AddColumnSums(shape, policy, &list);
   AddAttention(shape, policy, &list);
   AddSequence(shape, &list);
   AddMlp(shape, policy, tile, &list);
@@ -255,6 +260,10 @@ std::string_view NameOf(Slot slot) {
                                                 "loss hidden gradient"};
   static_assert(sizeof(kNames) / sizeof(kNames[0]) == kSlotCount);
   return kNames[static_cast<int>(slot)];
+}
+
+bool TilesHeads(const StepShape& shape, const MemoryPolicy& policy) {
+  return policy.tile_heads > 0 && policy.tile_heads < shape.key_value_heads;
 }
 
 std::vector<Buffer> TrainingBuffers(const StepShape& shape, const MemoryPolicy& policy) {

@@ -57,6 +57,10 @@ struct StepShape {
   }
   // Whether it does so in a buffer of its own: gathered weights are there to be written to.
   bool CopiesWeight(const LinearShape& linear) const { return BuildsWeight(linear) && weight_ranks == 0; }
+  // Columns of q, k and v of so many key/value heads, with their query heads.
+  int64_t query_key_value_size(int64_t heads) const {
+    return heads * (query_heads / key_value_heads + 2) * head_dim;
+  }
   int64_t query_size() const { return query_heads * head_dim; }
   int64_t query_key_value_size() const { return (query_heads + 2 * key_value_heads) * head_dim; }
   // K and V of the heads that the moved half of S2 reads: those from query head ceil(Hq / 2) on.
@@ -137,6 +141,9 @@ struct Buffer {
   int64_t bytes = 0;
   unsigned stages = 0;
 };
+
+// Whether the gradients of q, k and v are made a tile of heads at a time.
+bool TilesHeads(const StepShape& shape, const MemoryPolicy& policy);
 
 // Of training, and of a pass that only goes forward (evaluation, generation). Buffers without bytes are left out.
 std::vector<Buffer> TrainingBuffers(const StepShape& shape, const MemoryPolicy& policy);

@@ -59,7 +59,7 @@ double ResidualsPerRow(const StepShape& shape) { return 6 * Real(shape.hidden_si
 class LayerWork {
  public:
   LayerWork(const PlannedJob& job, const StepShape& shape, const MemoryPolicy& policy)
-      : shape_(shape), keep_(policy.keep) {
+      : shape_(shape), keep_(policy.keep), tiles_heads_(TilesHeads(shape, policy)) {
     const int64_t tile = std::clamp<int64_t>(policy.tile_tokens, 1, std::max<int64_t>(1, shape.rows));
     tiles_ = (shape.rows + tile - 1) / tile;
     const double pairs = AttendedPairs(job.spec.attention, job.spec.context_length,
@@ -92,6 +92,7 @@ class LayerWork {
       work += Forward(shape_, shape_.output, tiles_);
     }
     if (!Keeps(keep_, KeepPolicy::kGateUp)) work += Forward(shape_, shape_.mlp_in, tiles_);
+    if (tiles_heads_) Move(HeadsPerRow(shape_), &work);  // to the place of q, k and v
     return work;
   }
 
@@ -105,6 +106,7 @@ class LayerWork {
 
   const StepShape& shape_;
   const KeepPolicy keep_;
+  const bool tiles_heads_;
   int64_t tiles_ = 1;
   double pair_products_ = 0;  // FLOPs of one of the products with every pair
 };

@@ -98,9 +98,13 @@ class PlannedMemoryTest : public ::testing::Test {
                             KeepPolicy::kResidual, KeepPolicy::kGateUp}) {
       for (const int64_t every : {1, 2, 3}) {
         for (const int64_t host : {0, 2}) {
-          const MemoryPolicy policy{keep, every, host, /*tile_tokens=*/128, /*loss_tile_tokens=*/64};
-          ExpectPredicted(spec, policy,
-                          fmt::format("{}, keep {}, every {}, host {}", what, static_cast<int>(keep), every, host));
+          for (const int64_t heads : {0, 1}) {
+            if (heads > 0 && host > 0) continue;
+            const MemoryPolicy policy{keep, every, host, /*tile_tokens=*/128, /*loss_tile_tokens=*/64, heads};
+            ExpectPredicted(spec, policy,
+                            fmt::format("{}, keep {}, every {}, host {}, tiles of {} heads", what,
+                                        static_cast<int>(keep), every, host, heads));
+          }
         }
       }
     }

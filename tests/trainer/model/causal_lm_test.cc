@@ -2,6 +2,8 @@
 // transformers is tests/parity's.
 #include "worker/trainer/model/causal_lm.h"
 
+#include <ATen/Parallel.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <map>
@@ -47,6 +49,12 @@ class CausalLmTest : public ::testing::Test {
     for (const auto& [name, value] : expected) EXPECT_LT(RelativeError(actual.at(name), value), tolerance) << name;
   }
 
+  struct OneThread {
+    OneThread() { at::set_num_threads(1); }
+    ~OneThread() { at::set_num_threads(threads); }
+    const int threads = at::get_num_threads();
+  };
+
   void ExpectKeepPoliciesAgree(const std::vector<std::string>& targets) const {
     for (const auto method : {jobfile::MethodKind::kFull, jobfile::MethodKind::kLongLora}) {
       ModelOptions options = Options(method);
@@ -57,7 +65,9 @@ class CausalLmTest : public ::testing::Test {
         options.memory.keep = keep;
         ExpectNear(Gradients(Load(options).get(), batch), expected, 1e-5);
       }
-      // Tiles of one or two rows are in tests/parity, against an fp64 reference: such products add up in another order.
+      // On one thread, for threads share the rows of a product, and one of up to three rows adds up in another order.
+      // Such tiles are in tests/parity, against an fp64 reference.
+      const OneThread one_thread;
       for (const int64_t rows : {7, 16, 64}) {
         options.memory.tile_tokens = options.memory.loss_tile_tokens = rows;
         ExpectNear(Gradients(Load(options).get(), batch), expected, 1e-5);
@@ -136,6 +146,7 @@ TEST_F(CausalLmTest, EveryKeepPolicyAndTileSizeGivesTheSameGradientsUnderDropout
   options.spec.method.dropout = 0.3;
   Batch batch = BatchOf(RandomIds(2, 21, shape_.vocab));
   batch.step = 4;
+  const OneThread one_thread;
   const auto expected = Gradients(Load(options).get(), batch);
   options.memory.keep = KeepPolicy::kGateUp;
   options.memory.tile_tokens = 5;
@@ -182,6 +193,52 @@ TEST_F(CausalLmTest, EveryPlacementOfKeptValuesGivesTheSameBitsInEveryFamily) {
     ModelOptions options = Options(jobfile::MethodKind::kFull);
     options.memory.tile_tokens = 32;
     ExpectPoliciesGiveTheSameBits(options);
+  }
+}
+
+// Only the sums of head norms are taken in another order.
+TEST_F(CausalLmTest, TilesOfHeadsGiveTheSameBits) {
+  shape_.heads = 10;
+  shape_.hidden = 60;
+  shape_.layers = 3;
+  const auto expect_same_bits = [&](const ModelOptions& base) {
+    ModelOptions options = base;
+    const Batch batch = BatchOf(RandomIds(2, 37, shape_.vocab));
+    const auto expected = Gradients(Load(options).get(), batch);
+    for (const auto keep : {KeepPolicy::kInput, KeepPolicy::kQueryKeyValue}) {
+      for (const int64_t every : {1, 2}) {
+        for (const int64_t heads : {1, 2, 3, 4, 5, 100}) {
+          options.memory.keep = keep;
+          options.memory.checkpoint_every = every;
+          options.memory.host_layers = 1;
+          options.memory.tile_heads = heads;
+          const auto model = Load(options);
+          for (int pass = 0; pass < 2; ++pass) {
+            for (const auto& [name, gradient] : Gradients(model.get(), batch)) {
+              const std::string what = fmt::format("{}, keep {}, every {}, {} heads", name, static_cast<int>(keep),
+                                                   every, heads);
+              if (name.ends_with("q_norm.weight") || name.ends_with("k_norm.weight")) {
+                EXPECT_LT(RelativeError(gradient, expected.at(name)), 1e-5) << what;
+              } else {
+                EXPECT_TRUE(at::equal(gradient, expected.at(name))) << what;
+              }
+            }
+          }
+        }
+      }
+    }
+  };
+  const nlohmann::json neox = {{"architectures", {"GPTNeoXForCausalLM"}}, {"hidden_act", "gelu"}, {"rotary_pct", 0.34}};
+  for (const nlohmann::json& changes : {nlohmann::json::object(), {{"architectures", {"Qwen3ForCausalLM"}}}, neox}) {
+    shape_.changes = changes;
+    shape_.key_value_heads = changes == neox ? shape_.heads : 5;  // of which the halves of S2 share the third
+    WriteTinyModel(folder_.path(), shape_);
+    ModelOptions options = Options(jobfile::MethodKind::kFull);
+    expect_same_bits(options);
+    options.spec.attention.edge = jobfile::AttentionEdge::kWrap;
+    expect_same_bits(options);
+    options.spec.training.dtype = jobfile::TrainingDtype::kBf16;
+    expect_same_bits(options);
   }
 }
 

@@ -87,10 +87,12 @@ TEST(ChoosePolicy, NoOpenPolicyThatFitsIsFaster) {
     for (const int64_t every : {1, 2, 3, 4, 6, 8, 12, 16, 24, 32}) {
       for (const int64_t host : {0, 1, 4, 8, 16, 32}) {
         for (const int64_t tile : {256, 2048}) {
-          const MemoryPolicy policy{static_cast<KeepPolicy>(keep), every, host, tile, 512};
-          const JobPlan plan = PlanWith(job, policy);
-          if (!Fits(plan.memory, job.limits)) continue;
-          EXPECT_GE(plan.time.seconds * 1.005, result.plan.time.seconds) << PolicyText(policy, job.Shape());
+          for (const int64_t heads : {0, 8}) {
+            const MemoryPolicy policy{static_cast<KeepPolicy>(keep), every, host, tile, 512, heads};
+            const JobPlan plan = PlanWith(job, policy);
+            if (!Fits(plan.memory, job.limits)) continue;
+            EXPECT_GE(plan.time.seconds * 1.005, result.plan.time.seconds) << PolicyText(policy, job.Shape());
+          }
         }
       }
     }
@@ -104,6 +106,7 @@ TEST(ChoosePolicy, RespectsWhatTheJobFileFixes) {
   spec.memory.host_layers = 2;
   spec.memory.tile_tokens = 300;
   spec.memory.loss_tile_tokens = 77;
+  spec.memory.tile_heads = 5;
   const PlanResult result = ChoosePolicy(LlamaJob(spec, 80, 8));
   ASSERT_TRUE(result.fits);
   EXPECT_EQ(result.plan.policy.keep, KeepPolicy::kQueryKeyValue);
@@ -111,6 +114,7 @@ TEST(ChoosePolicy, RespectsWhatTheJobFileFixes) {
   EXPECT_EQ(result.plan.policy.host_layers, 2);
   EXPECT_EQ(result.plan.policy.tile_tokens, 300);
   EXPECT_EQ(result.plan.policy.loss_tile_tokens, 77);
+  EXPECT_EQ(result.plan.policy.tile_heads, 5);
   spec.memory = {};
   spec.memory.device_bytes = int64_t{20} << 30;
   EXPECT_LE(ChoosePolicy(LlamaJob(spec, 80)).plan.memory.device_bytes(), int64_t{20} << 30);

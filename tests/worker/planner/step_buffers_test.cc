@@ -52,7 +52,9 @@ void ForEachShapeAndPolicy(const Check& check) {
         const StepShape shape = ShapeOf(rows, element_bytes, switches);
         for (const KeepPolicy keep : kPolicies) {
           for (const int64_t every : {1, 2, 7}) {
-            for (const int64_t tile : {16, 64}) check(shape, MemoryPolicy{keep, every, 0, tile, 2 * tile});
+            for (const int64_t tile : {16, 64}) {
+              for (const int64_t heads : {0, 1}) check(shape, MemoryPolicy{keep, every, 0, tile, 2 * tile, heads});
+            }
           }
         }
       }

@@ -204,6 +204,26 @@ std::vector<at::Tensor> SplitLogsumexp(const AttentionPlan& plan, const at::Tens
   return logsumexp;
 }
 
+HeadTile TileOfHeads(const AttentionPlan& plan, const std::vector<at::Tensor>& logsumexp, int64_t first, int64_t count,
+                     int64_t heads_per_key_value) {
+  HeadTile tile;
+  for (size_t index = 0; index < plan.size(); ++index) {
+    AttentionCall call = plan[index];
+    const int64_t begin = std::max(first, call.key_value_head);
+    const int64_t end = std::min(first + count, call.key_value_head + call.key_value_heads);
+    if (begin >= end) continue;
+    const int64_t shared_by = call.query_heads / call.key_value_heads;  // fewer than all where a call has part of a group
+    const int64_t skipped = (begin - call.key_value_head) * shared_by;
+    tile.logsumexp.push_back(logsumexp.at(index).narrow(1, skipped, (end - begin) * shared_by));
+    call.query_head += skipped - first * heads_per_key_value;
+    call.query_heads = (end - begin) * shared_by;
+    call.key_value_head = begin - first;
+    call.key_value_heads = end - begin;
+    tile.plan.push_back(call);
+  }
+  return tile;
+}
+
 void AttentionForward(const AttentionPlan& plan, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                       const at::Tensor& out, const std::vector<at::Tensor>& logsumexp, const FlashSetting& setting) {
   TORCH_CHECK(logsumexp.size() == plan.size(), "attention forward with ", logsumexp.size(), " logsumexps for ",

@@ -104,6 +104,15 @@ void AttentionForward(const AttentionPlan& plan, const at::Tensor& q, const at::
 std::vector<at::Tensor> AttentionForward(const AttentionPlan& plan, const at::Tensor& q, const at::Tensor& k,
                                          const at::Tensor& v, const at::Tensor& out, const FlashSetting& setting = {});
 
+// The part of a plan for key/value heads [first, first + count) with their query heads, which count from the first of
+// each on: for views of these heads alone. `logsumexp`: of all heads, for each call.
+struct HeadTile {
+  AttentionPlan plan;
+  std::vector<at::Tensor> logsumexp;
+};
+HeadTile TileOfHeads(const AttentionPlan& plan, const std::vector<at::Tensor>& logsumexp, int64_t first, int64_t count,
+                     int64_t heads_per_key_value);
+
 struct AttentionInputs {
   at::Tensor q, k, v, out;  // of the forward pass
 };

@@ -101,11 +101,13 @@ class Layer {
 
   void ProjectQueryKeyValue(const at::Tensor& query_key_value) const;
   HeadViews AttentionHeads(const at::Tensor& query_key_value) const;
-  void UndoRotationAndHeadNorms(const at::Tensor& query_key_value, const HeadViews& gradients) const;
+  void UndoRotationAndHeadNorms(const HeadViews& projected, const HeadViews& gradients, int64_t first_head = 0) const;
   Attention AttentionBuffers() const;
   void Attend(const HeadViews& heads, const Attention& attention);
-  void AttendBackward(const HeadViews& heads, const Attention& attention, const at::Tensor& attention_gradient,
-                      const HeadViews& gradients);
+  at::Tensor AttendBackward(const HeadViews& heads, const at::Tensor& query_key_value, const Attention& attention,
+                            const at::Tensor& attention_gradient);
+  void AttendBackwardInTiles(const AttentionInputs& inputs, const HeadViews& projected, const Attention& attention,
+                             const at::Tensor& out_gradient) const;
 
   at::Tensor Residual(const Tile& tile, const TailPasses& passes, const at::Tensor& attention_out) const;
   at::Tensor InnerOf(const Tile& tile) const {
@@ -172,15 +174,18 @@ HeadViews Layer::AttentionHeads(const at::Tensor& query_key_value) const {
   return heads;
 }
 
-// Turns the gradients of q and k as attention reads them into those of q and k as projected, in place.
-void Layer::UndoRotationAndHeadNorms(const at::Tensor& query_key_value, const HeadViews& gradients) const {
+// Turns the gradients of q and k as attention reads them into those of q and k as projected, in place: of all heads, or
+// of a tile of them that begins at a key/value head.
+void Layer::UndoRotationAndHeadNorms(const HeadViews& projected, const HeadViews& gradients, int64_t first_head) const {
   Turn(gradients, pass_.rotation, /*inverse=*/true);
   if (!weights_.has_head_norms()) return;
-  const HeadViews projected = ViewHeads(shape_, query_key_value);
   const HeadStatistics statistics = HeadStatisticsOf(shape_, rows(), arena_);
-  HeadRmsNormBackward(projected.q, weights_.query_norm.value, statistics.query, gradients.q,
+  const int64_t first_query_head = first_head * (shape_.query_heads / shape_.key_value_heads);
+  HeadRmsNormBackward(projected.q, weights_.query_norm.value,
+                      statistics.query.narrow(1, first_query_head, projected.q.size(1)), gradients.q,
                       WeightGradientOf(weights_.query_norm, arena_));
-  HeadRmsNormBackward(projected.k, weights_.key_norm.value, statistics.key, gradients.k,
+  HeadRmsNormBackward(projected.k, weights_.key_norm.value,
+                      statistics.key.narrow(1, first_head, projected.k.size(1)), gradients.k,
                       WeightGradientOf(weights_.key_norm, arena_));
 }
 
@@ -211,16 +216,53 @@ void Layer::Attend(const HeadViews& heads, const Attention& attention) {
   }
 }
 
-void Layer::AttendBackward(const HeadViews& heads, const Attention& attention, const at::Tensor& attention_gradient,
-                           const HeadViews& gradients) {
+// The gradient of what the projection to q, k and v gave, (N, (Hq + 2·Hkv)·D): in memory of its own, or tile by tile of
+// heads in the place of `query_key_value`.
+at::Tensor Layer::AttendBackward(const HeadViews& heads, const at::Tensor& query_key_value, const Attention& attention,
+                                 const at::Tensor& attention_gradient) {
   const AttentionInputs inputs{heads.q, heads.k, heads.v, AttentionRows(shape_, attention.out)};
   const at::Tensor out_gradient = AttentionRows(shape_, attention_gradient);
+  const HeadViews projected = ViewHeads(shape_, query_key_value);
+  const int64_t tile_heads = pass_.memory.tile_heads;
+  if (tile_heads > 0 && tile_heads < shape_.key_value_heads) {
+    TORCH_CHECK(!sequence_, "gradients by tiles of heads, of sequences on several ranks");
+    AttendBackwardInTiles(inputs, projected, attention, out_gradient);
+    return query_key_value;
+  }
+  const at::Tensor fused_gradient = Take(Slot::kQueryKeyValueGradient, query_key_value.sizes());
+  const HeadViews gradients = ViewHeads(shape_, fused_gradient);
   const AttentionGradients to{gradients.q, gradients.k, gradients.v};
   if (sequence_) {
     sequence_->Backward(inputs, attention.logsumexp, out_gradient, to, KernelSetting(heads.q));
   } else {
     AttentionBackward(pass_.attention, inputs, attention.logsumexp, out_gradient, to, KernelSetting(heads.q));
   }
+  UndoRotationAndHeadNorms(projected, gradients);
+  return fused_gradient;
+}
+
+void Layer::AttendBackwardInTiles(const AttentionInputs& inputs, const HeadViews& projected, const Attention& attention,
+                                  const at::Tensor& out_gradient) const {
+  const int64_t group = shape_.query_heads / shape_.key_value_heads;
+  const int64_t columns_of_head = (group + 2) * shape_.head_dim;
+  ForTiles(shape_.key_value_heads, pass_.memory.tile_heads, [&](int64_t first, int64_t count) {
+    const auto queries = [&](const at::Tensor& rows) { return rows.narrow(1, first * group, count * group); };
+    const auto keys = [&](const at::Tensor& rows) { return rows.narrow(1, first, count); };
+    LayerShape tile_shape = shape_;
+    tile_shape.query_heads = count * group;
+    tile_shape.key_value_heads = count;
+    const HeadViews gradients =
+        ViewHeads(tile_shape, Take(Slot::kQueryKeyValueGradient, {rows(), count * columns_of_head}));
+    const HeadTile tile = TileOfHeads(pass_.attention, attention.logsumexp, first, count, group);
+    AttentionBackward(tile.plan, {queries(inputs.q), keys(inputs.k), keys(inputs.v), queries(inputs.out)},
+                      tile.logsumexp, queries(out_gradient), {gradients.q, gradients.k, gradients.v},
+                      KernelSetting(inputs.q));
+    const HeadViews place{queries(projected.q), keys(projected.k), keys(projected.v), {}};
+    UndoRotationAndHeadNorms(place, gradients, first);
+    place.q.copy_(gradients.q);
+    place.k.copy_(gradients.k);
+    place.v.copy_(gradients.v);
+  });
 }
 
 // ---- behind attention, tile by tile ----
@@ -339,11 +381,7 @@ void Layer::Backward(const at::Tensor& gradient, bool wants_x_gradient) {
       BackwardTail({begin, count}, passes, attention.out, gradient, attention_gradient);
     });
   }
-  const at::Tensor fused_gradient = Take(Slot::kQueryKeyValueGradient, query_key_value.sizes());
-  const HeadViews gradients = ViewHeads(shape_, fused_gradient);
-  AttendBackward(heads, attention, attention_gradient, gradients);
-  UndoRotationAndHeadNorms(query_key_value, gradients);
-  ProjectionBackward(fused_gradient, gradient, wants_x_gradient);
+  ProjectionBackward(AttendBackward(heads, query_key_value, attention, attention_gradient), gradient, wants_x_gradient);
 }
 
 }  // namespace

@@ -167,7 +167,7 @@ void HeadRmsNormBackward(const at::Tensor& x, const at::Tensor& weight, const at
       for (int64_t head = 0; head < heads; ++head) {
         const T* from = in[row] + head * x.stride(1);
         T* row_gradient = dy[row] + head * gradient.stride(1);
-        const float inverse_row = inverse[row * heads + head];
+        const float inverse_row = inverse[row * inverse_rms.stride(0) + head];
         if (sum != nullptr) AddWeightGradientRow(from, inverse_row, row_gradient, size, sum);
         RmsNormBackwardInPlaceRow(from, w, inverse_row, size, row_gradient);
       }
