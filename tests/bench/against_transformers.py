@@ -22,6 +22,7 @@ THEIR_CHECKPOINTING, THEIR_PLAIN = "their_checkpointing", "their_plain"
 OUR_FULL, OUR_S2, OUR_FULL_LEAN, OUR_S2_LEAN = "our_full", "our_s2", "our_full_lean", "our_s2_lean"
 LOSS_TOLERANCE = 1e-3  # relative
 LEAN_CHECKPOINTS = (1, 2, 3, 4)
+LEAN_TILE_MIN = 64  # tokens
 # Their run without checkpointing takes three to four times the activations of the one with it, which the length before tells; where that
 # with some room is not available, it is left out.
 PLAIN_FACTOR, ROOM = 4.0, 1.3
@@ -45,10 +46,11 @@ class Setup:
     def tokens(self, context):
         return measured_model.write_tokens(self.flags.model, context, self.folder)
 
-    def lean_memory(self, every):
+    def lean_memory(self, context, every):
+        tile = max(LEAN_TILE_MIN, context // 16)
         return {
             "keep": "input", "checkpoint_every": every, "host_layers": 0,
-            "tile_tokens": self.flags.lean_tile, "loss_tile_tokens": self.flags.lean_tile,
+            "tile_tokens": tile, "loss_tile_tokens": tile, "tile_heads": 4,
         }  # fmt: skip
 
 
@@ -61,7 +63,7 @@ def leanest(setup, context):
     """The distance of checkpoints with the lowest counted peak, and the peaks."""
     peaks = {}
     for every in LEAN_CHECKPOINTS:
-        with setup.ours(f"try-{every}", context, "s2", setup.lean_memory(every)) as trial:
+        with setup.ours(f"try-{every}", context, "s2", setup.lean_memory(context, every)) as trial:
             peaks[every] = our_activation_bytes(trial.hello, trial.step())
     return min(peaks, key=peaks.get), peaks
 
@@ -106,7 +108,7 @@ def ratios(sides, base):
 
 
 def open_sides(setup, context, every, plain, stack):
-    lean = setup.lean_memory(every)
+    lean = setup.lean_memory(context, every)
     sides = {THEIR_CHECKPOINTING: setup.theirs(THEIR_CHECKPOINTING, context, True)}
     stack.enter_context(sides[THEIR_CHECKPOINTING])
     if plain:
@@ -134,7 +136,7 @@ def measure(setup, context, plain):
         measured = {name: summary(side, steps[name], activations[name]) for name, side in sides.items()}
     return {
         "context": context,
-        "lean": {**setup.lean_memory(every), "activation_bytes_by_checkpoint_every": peaks},
+        "lean": {**setup.lean_memory(context, every), "activation_bytes_by_checkpoint_every": peaks},
         "sides": measured,
         "processor_ratio_to_their_checkpointing": ratios(measured, THEIR_CHECKPOINTING),
         "processor_ratio_to_their_plain": ratios(measured, THEIR_PLAIN) if plain else None,
@@ -206,7 +208,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     report.add_flags(parser, "against_transformers", [1024, 2048, 4096, 8192, 16384])
     parser.add_argument("--rounds", type=int, default=3, help="after one that warms up")
-    parser.add_argument("--lean-tile", type=int, default=256, help="tokens of a tile under the leanest policy")
     flags = parser.parse_args()
     rows, wrong = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -218,9 +219,9 @@ def main():
             row, mistakes = measure(setup, context, last * PLAIN_FACTOR * ROOM < available_bytes())
             rows.append(row)
             wrong += mistakes
-            print(time_table([row]), file=sys.stderr, flush=True)
-    result = {"machine": report.machine(), "model": flags.model, "threads": flags.threads, "rounds": flags.rounds, "rows": rows}
-    report.publish("against_transformers", result, tables(result), flags.out)
+            print(time_table([row]), memory_table([row]), sep="\n", file=sys.stderr, flush=True)
+            result = {"machine": report.machine(), "model": flags.model, "threads": flags.threads, "rounds": flags.rounds, "rows": rows}
+            report.publish("against_transformers", result, tables(result), flags.out)  # what is there, should the next length end badly
     for mistake in wrong:
         print(mistake, file=sys.stderr)
     return 1 if wrong else 0

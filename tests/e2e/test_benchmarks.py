@@ -31,7 +31,7 @@ def measured(source_dir, bin_dir, tmp_path):
 
 
 def test_against_transformers(measured):
-    [row] = measured("against_transformers", "--contexts", "256", "--rounds", "1", "--threads", "1", "--lean-tile", "64")
+    [row] = measured("against_transformers", "--contexts", "256", "--rounds", "1", "--threads", "1")
     assert row["sides"].keys() == {"their_checkpointing", "their_plain", "our_full", "our_s2", "our_full_lean", "our_s2_lean"}
     for side in row["sides"].values():
         assert len(side["steps"]) == 2

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 
 namespace longspan::planner {
 namespace {
@@ -11,6 +12,8 @@ constexpr int64_t kFp32Bytes = 4;
 constexpr unsigned kForward = kForwardAttention | kForwardMlp;
 constexpr unsigned kBackward = kBackwardRecompute | kBackwardMlp | kBackwardAttention | kBackwardProjection;
 constexpr unsigned kEveryStage = 2 * kBackwardProjection - 1;
+
+int64_t Aligned(int64_t bytes) { return (bytes + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment; }
 
 // The stages of rerun follow those of forward, where there are any.
 unsigned Rerun(unsigned stages) {
@@ -187,11 +190,9 @@ std::vector<Buffer> BuffersOf(const StepShape& shape, const MemoryPolicy& policy
   const int64_t e = shape.element_bytes;
   const int64_t tile = std::min(policy.tile_tokens, shape.rows);
   const int64_t whole = shape.rows * shape.hidden_size * e;
-  // The last layer's output reaches the loss; layers whose successor's input is not kept pass theirs on in turns.
+  // The last layer's output reaches the loss, and so do layers change it whose successor's input is not kept.
   const bool keeps_every_input = (stages & kBackward) != 0 && policy.checkpoint_every <= 1;
-  const unsigned passing = keeps_every_input ? kForwardMlp | kLoss : kForward | kLoss;
-  list.AddFirstTime(Slot::kHiddenEven, whole, passing);
-  if (!keeps_every_input) list.AddFirstTime(Slot::kHiddenOdd, whole, passing);
+  list.AddFirstTime(Slot::kHidden, whole, keeps_every_input ? kForwardMlp | kLoss : kForward | kLoss);
   list.AddFirstTime(Slot::kGradient, whole, kLoss | kBackward | kRerunAttention | kRerunMlp);
 
   const unsigned normed = kForward | kBackwardRecompute | kBackwardMlp | kBackwardProjection;
@@ -212,8 +213,7 @@ std::vector<Buffer> BuffersOf(const StepShape& shape, const MemoryPolicy& policy
 }  // namespace
 
 std::string_view NameOf(Slot slot) {
-  static constexpr std::string_view kNames[] = {"hidden even",
-                                                "hidden odd",
+  static constexpr std::string_view kNames[] = {"hidden",
                                                 "normed",
                                                 "norm statistics",
                                                 "column sums",
@@ -279,27 +279,77 @@ std::vector<Buffer> ForwardBuffers(const StepShape& shape, const MemoryPolicy& p
   return BuffersOf(without_dropout, nothing_kept, kForward | kLoss);
 }
 
-ArenaLayout LayOut(std::vector<Buffer> buffers) {
-  std::stable_sort(buffers.begin(), buffers.end(), [](const Buffer& a, const Buffer& b) { return a.bytes > b.bytes; });
+namespace {
+
+struct Placed {
   ArenaLayout layout;
-  std::vector<Buffer> placed;
-  for (const Buffer& buffer : buffers) {
-    const int64_t bytes = (buffer.bytes + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
-    std::vector<ArenaLayout::Place> taken;
-    for (const Buffer& other : placed) {
-      if ((other.stages & buffer.stages) != 0) taken.push_back(layout.places[static_cast<int>(other.slot)]);
+  size_t last = 0;  // of the buffers: the one that ends where the arena does
+};
+
+// Each in turn at the lowest place that is free in all of its stages.
+Placed PlaceInOrder(const std::vector<Buffer>& buffers) {
+  Placed placed;
+  std::vector<ArenaLayout::Place> taken;
+  for (size_t i = 0; i < buffers.size(); ++i) {
+    taken.clear();
+    for (size_t j = 0; j < i; ++j) {
+      if ((buffers[j].stages & buffers[i].stages) == 0) continue;
+      taken.push_back(placed.layout.places[static_cast<int>(buffers[j].slot)]);
     }
     std::sort(taken.begin(), taken.end(), [](const auto& a, const auto& b) { return a.offset < b.offset; });
+    const int64_t bytes = Aligned(buffers[i].bytes);
     int64_t offset = 0;
     for (const ArenaLayout::Place& place : taken) {
       if (offset + bytes <= place.offset) break;
       offset = std::max(offset, place.offset + place.bytes);
     }
-    layout.places[static_cast<int>(buffer.slot)] = {offset, bytes};
-    layout.bytes = std::max(layout.bytes, offset + bytes);
-    placed.push_back(buffer);
+    placed.layout.places[static_cast<int>(buffers[i].slot)] = {offset, bytes};
+    if (offset + bytes <= placed.layout.bytes) continue;
+    placed.layout.bytes = offset + bytes;
+    placed.last = i;
   }
-  return layout;
+  return placed;
+}
+
+int64_t FullestStage(const std::vector<Buffer>& buffers) {
+  int64_t fullest = 0;
+  for (unsigned stage = 1; stage <= kEveryStage; stage *= 2) {
+    int64_t bytes = 0;
+    for (const Buffer& buffer : buffers) {
+      if ((buffer.stages & stage) != 0) bytes += Aligned(buffer.bytes);
+    }
+    fullest = std::max(fullest, bytes);
+  }
+  return fullest;
+}
+
+}  // namespace
+
+// The lowest of a few orders: large ones first, and those first that meet the most stages; of each, as long as there is
+// room to gain, what came to lie on top goes before all others.
+ArenaLayout LayOut(std::vector<Buffer> buffers) {
+  constexpr int kTries = 6;
+  const int64_t fullest = FullestStage(buffers);
+  const auto by = [&buffers](const auto& size) {
+    std::stable_sort(buffers.begin(), buffers.end(),
+                     [&size](const Buffer& a, const Buffer& b) { return size(a) > size(b); });
+  };
+  ArenaLayout best;
+  const auto improve = [&] {
+    for (int i = 0; i < kTries && (best.bytes == 0 || best.bytes > fullest); ++i) {
+      const Placed placed = PlaceInOrder(buffers);
+      if (best.bytes == 0 || placed.layout.bytes < best.bytes) best = placed.layout;
+      const auto last = buffers.begin() + static_cast<std::ptrdiff_t>(placed.last);
+      std::rotate(buffers.begin(), last, last + 1);
+    }
+  };
+  by([](const Buffer& buffer) { return buffer.bytes; });
+  improve();
+  by([](const Buffer& buffer) { return buffer.bytes * std::popcount(buffer.stages); });
+  improve();
+  by([](const Buffer& buffer) { return int64_t{std::popcount(buffer.stages)} * (int64_t{1} << 50) + buffer.bytes; });
+  improve();
+  return best;
 }
 
 }  // namespace longspan::planner

@@ -72,8 +72,7 @@ struct StepShape {
 };
 
 enum class Slot : int {
-  kHiddenEven,          // (N, d) the residual stream, in turns, where it is not kept
-  kHiddenOdd,           // (N, d)
+  kHidden,              // (N, d) the residual stream, which layers change in place where it is not kept
   kNormed,              // (t, d) a norm's output
   kNormStatistics,      // (t, 2) fp32
   kColumnSums,          // fp32 partial sums over rows, of the gradients of norms and biases
@@ -159,7 +158,8 @@ struct ArenaLayout {
 };
 inline constexpr int64_t kArenaAlignment = 64;
 inline constexpr int64_t kColumnSumParts = 16;  // gradients over rows are summed in so many parts, and these added up
-// Largest first, each at the lowest offset at which nothing lies that meets it in a stage.
+// Buffers that meet in a stage do not overlap. Each lies as low as those before it let it; of a few orders, the one that
+// takes the least memory.
 ArenaLayout LayOut(std::vector<Buffer> buffers);
 
 }  // namespace longspan::planner

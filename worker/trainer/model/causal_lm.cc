@@ -329,24 +329,16 @@ class Decoder : public CausalLm {
 
   // ---- forward only ----
 
-  // The residual stream before a layer: two buffers in turns.
-  at::Tensor HiddenSlot(int64_t layer, int64_t rows) {
-    return arena_.Take(layer % 2 == 0 ? Slot::kHiddenEven : Slot::kHiddenOdd, {rows, config_.hidden_size},
-                       weights_.embedding.value.scalar_type());
-  }
-
   // The last layer's output (N, d), in the arena.
   at::Tensor Hidden(const ModelWeights& weights, const LayerPass& pass, const at::Tensor& input_ids) {
     const int64_t rows = input_ids.numel();
     if (shards_) shards_->Begin(OrderOf(PassKind::kForward));
     arena_.Use(planner::LayOut(planner::ForwardBuffers(StepShapeOf(pass, rows), options_.memory)));
-    at::Tensor hidden = HiddenSlot(0, rows);
+    const at::Tensor hidden = arena_.Take(Slot::kHidden, {rows, config_.hidden_size}, weights.embedding.value.scalar_type());
     Embed(weights, input_ids, hidden);
     for (size_t layer = 0; layer < weights.layers.size(); ++layer) {
-      const at::Tensor next = HiddenSlot(static_cast<int64_t>(layer) + 1, rows);
       if (shards_) shards_->Use(static_cast<int64_t>(layer));
-      LayerForward(weights.layers[layer], pass, static_cast<int64_t>(layer), hidden, {}, next, arena_);
-      hidden = next;
+      LayerForward(weights.layers[layer], pass, static_cast<int64_t>(layer), hidden, {}, hidden, arena_);
     }
     return hidden;
   }

@@ -109,7 +109,7 @@ struct KeptLayer {
   at::Tensor mlp_inner;        // (N, 2F) gate and up, or (N, F)
 };
 
-// Writes y (N, d), which is not x, and fills what `kept` has. y undefined: only what is kept is computed.
+// Writes y (N, d), which may be x, and fills what `kept` has. y undefined: only what is kept is computed.
 void LayerForward(const LayerWeights& weights, const LayerPass& pass, int64_t layer, const at::Tensor& x,
                   const KeptLayer& kept, const at::Tensor& y, Arena& arena);
 

@@ -21,10 +21,6 @@ at::Tensor TrainingLayers::SegmentInput(int64_t layer) const {
                                 dtype_);
 }
 
-at::Tensor TrainingLayers::Hidden(Slot slot) const {
-  return memory_.arena.Take(slot, {rows_, pass_.shape.hidden_size}, dtype_);
-}
-
 KeptLayer TrainingLayers::PartsOf(const planner::KeptBytes& bytes, const PartBuffer& buffer) const {
   const LayerShape& shape = pass_.shape;
   const int64_t query_size = shape.query_heads * shape.head_dim;
@@ -59,10 +55,9 @@ at::Tensor TrainingLayers::Input() { return input_ = OpenInput(0); }
 // Where the output of a layer goes on its way forward: the next one's input.
 at::Tensor TrainingLayers::OutputOf(int64_t layer) {
   const int64_t next = layer + 1;
-  if (next == layer_count()) return Hidden(Slot::kHiddenEven);
-  if (next % every() == 0) return OpenInput(next / every());
-  if (InLastSegment(next)) return SegmentInput(next);
-  return Hidden(next % 2 == 0 ? Slot::kHiddenEven : Slot::kHiddenOdd);
+  if (next < layer_count() && next % every() == 0) return OpenInput(next / every());
+  if (next < layer_count() && InLastSegment(next)) return SegmentInput(next);
+  return memory_.arena.Take(Slot::kHidden, {rows_, pass_.shape.hidden_size}, dtype_);  // perhaps this one's input
 }
 
 at::Tensor TrainingLayers::Forward() {

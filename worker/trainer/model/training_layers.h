@@ -62,7 +62,6 @@ class TrainingLayers {
   at::Tensor OpenInput(int64_t entry);
   at::Tensor ReadInput(int64_t entry);
   at::Tensor SegmentInput(int64_t layer) const;
-  at::Tensor Hidden(Slot slot) const;
   at::Tensor OutputOf(int64_t layer);
   KeptLayer PartsOf(const planner::KeptBytes& bytes, const PartBuffer& buffer) const;
   KeptLayer SegmentParts(int64_t layer) const;
