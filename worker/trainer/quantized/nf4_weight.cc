@@ -52,6 +52,11 @@ Nf4Weight QuantizeNf4(const at::Tensor& weight, const std::string& name) {
   return result;
 }
 
+Nf4Weight OnDevice(Nf4Weight weight, at::Device device) {
+  for (at::Tensor* tensor : {&weight.codes, &weight.scale_codes, &weight.scale_maxima}) *tensor = tensor->to(device);
+  return weight;
+}
+
 void DequantizeNf4(const Nf4Weight& weight, const at::Tensor& out) {
   TORCH_CHECK(out.is_contiguous() && out.dim() == 2 && out.size(0) == weight.outputs && out.size(1) == weight.inputs,
               "a weight of (", weight.outputs, ", ", weight.inputs, ") into ", out.sizes());
