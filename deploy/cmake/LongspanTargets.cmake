@@ -1,6 +1,7 @@
 # Targets of this project: one library per folder, an alias in the longspan:: namespace, its own list of dependencies.
 #
 #   longspan_library(NAME core SOURCES a.cc b.cc DEPENDS longspan::ids absl::status)      -> target longspan_core, longspan::core
+#     CUDA a.cu: compiled into it where LONGSPAN_CUDA is on
 #   longspan_program(NAME longspan-server SOURCES main.cc DEPENDS ...)                    -> bin/longspan-server
 #   longspan_fuzzer(NAME safetensors_fuzzer SOURCES ... DEPENDS ...)                      -> libFuzzer program, preset fuzz
 #   longspan_test(NAME core_test SOURCES core_test.cc DEPENDS ... [TIMEOUT s] [LABELS l]) -> one CTest entry per program
@@ -70,6 +71,9 @@ endif()
 if(LONGSPAN_TRAINER)
   include(LongspanTorch)
 endif()
+if(LONGSPAN_CUDA)
+  include(LongspanCuda)
+endif()
 
 function(longspan_configure_target target torch)
   target_link_libraries(${target} PRIVATE longspan_options)
@@ -82,12 +86,15 @@ function(longspan_configure_target target torch)
 endfunction()
 
 function(longspan_library)
-  cmake_parse_arguments(A "TORCH" "NAME" "SOURCES;DEPENDS" ${ARGN})
+  cmake_parse_arguments(A "TORCH" "NAME" "SOURCES;DEPENDS;CUDA" ${ARGN})
   set(target longspan_${A_NAME})
   if(A_SOURCES)
     add_library(${target} STATIC ${A_SOURCES})
     target_link_libraries(${target} PUBLIC ${A_DEPENDS})
     longspan_configure_target(${target} "${A_TORCH}")
+    if(LONGSPAN_CUDA AND A_CUDA)
+      longspan_cuda_sources(${target} ${A_CUDA})
+    endif()
   else()
     add_library(${target} INTERFACE)
     target_link_libraries(${target} INTERFACE ${A_DEPENDS} longspan_options)

@@ -36,3 +36,11 @@ add_library(longspan_torch_pch STATIC "${CMAKE_BINARY_DIR}/generated/longspan_to
 target_link_libraries(longspan_torch_pch PRIVATE longspan_options)
 target_link_libraries(longspan_torch_pch PUBLIC longspan_torch)
 target_precompile_headers(longspan_torch_pch PRIVATE <ATen/ATen.h> <string> <vector> <map> <memory> <nlohmann/json.hpp>)
+
+# LibTorch's part for GPUs. Nobody calls it by name, so the linker must not leave it out.
+if(LONGSPAN_CUDA)
+  add_library(longspan_torch_cuda INTERFACE)
+  add_library(longspan::torch_cuda ALIAS longspan_torch_cuda)
+  target_link_options(longspan_torch_cuda INTERFACE -Wl,--no-as-needed)
+  target_link_libraries(longspan_torch_cuda INTERFACE "${torch_lib}/libtorch_cuda.so" "${torch_lib}/libc10_cuda.so")
+endif()

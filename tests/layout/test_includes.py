@@ -40,6 +40,7 @@ ARROWS = {
     "worker/trainer": (["proto/jobfile", "proto/trainer_lines", r"proto/support/(check|mutex)\.h", "worker/model_config", "worker/planner", "worker/storage",
                         "worker/trainer", "kernels"], [TORCH, FORMATS, LOG, TEXT, OPENSSL, CLI, r"gloo/", CUDA]),
     "kernels": ([], [CUDA]),
+    "kernels/bench": (["kernels"], [CUDA, FORMATS]),
     "client": (["proto", "worker/storage"], [GRPC, ABSL, FORMATS, LOG, CLI]),
     "server/main.cc": (["proto", "server"], [GRPC, ABSL, FORMATS, LOG, CLI]),
 }

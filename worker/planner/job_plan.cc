@@ -286,9 +286,9 @@ PlanResult ChoosePolicy(const PlannedJob& job) {
   }
   double fastest = std::numeric_limits<double>::infinity();
   for (const JobPlan& plan : fitting) fastest = std::min(fastest, plan.time.seconds);
-  // Of those as good as the fastest the leanest, by tiles of heads only where nothing else is.
+  // Of those as good as the fastest the leanest, by tiles of heads only where no other is among them.
   const auto order = [](const JobPlan& plan) {
-    return std::pair(plan.policy.tile_heads, plan.memory.whole_bytes());
+    return std::pair(plan.policy.tile_heads > 0, plan.memory.whole_bytes());
   };
   const JobPlan* best = nullptr;
   for (const JobPlan& plan : fitting) {

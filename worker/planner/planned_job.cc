@@ -21,6 +21,7 @@ int64_t PlannedJob::passes_of_rank() const { return (sequences_of_rank() + micro
 
 StepShape PlannedJob::Shape() const {
   StepShape shape = StepShapeOf(spec, config, adapter, rows());
+  shape.on_gpu = !device.is_host;
   if (jobfile::RanksPerSequence(spec) > 1) {
     if (spec.attention.kind == jobfile::AttentionKind::kS2) {
       shape.halo_rows = micro_batch() * (jobfile::ResolvedGroupSize(spec) / 2);

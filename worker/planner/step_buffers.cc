@@ -96,7 +96,7 @@ void AddMlp(const StepShape& shape, const MemoryPolicy& policy, int64_t tile, Bu
   list->AddUnlessKept(keeps_residual, segments, Slot::kResidual, tile * shape.hidden_size * e, both);
   list->AddUnlessKept(Keeps(policy.keep, KeepPolicy::kGateUp), segments, Slot::kMlpInner,
                       tile * shape.mlp_in_size() * e, both);
-  if (shape.has_gate) list->Add(Slot::kMlpSigmoid, tile * shape.intermediate_size * kFp32Bytes, both);
+  if (shape.has_gate && !shape.on_gpu) list->Add(Slot::kMlpSigmoid, tile * shape.intermediate_size * kFp32Bytes, both);
   list->Add(Slot::kMlpProduct, tile * shape.intermediate_size * e, both);
   list->Add(Slot::kMlpProductGradient, tile * shape.intermediate_size * e, kBackwardMlp);
   list->Add(Slot::kMlpInnerGradient, tile * shape.mlp_in_size() * e, kBackwardMlp);
@@ -152,8 +152,10 @@ void AddLoss(const StepShape& shape, const MemoryPolicy& policy, BufferList* lis
   list->Add(Slot::kLossHidden, l * shape.hidden_size * e, kLoss);
   list->Add(Slot::kLossNormed, l * shape.hidden_size * e, kLoss);
   list->Add(Slot::kLogits, l * shape.vocab_size * e, kLoss);
-  if (e != kFp32Bytes) list->Add(Slot::kLogitsFloat, l * shape.vocab_size * kFp32Bytes, kLoss);
-  list->Add(Slot::kProbabilities, l * shape.vocab_size * kFp32Bytes, kLoss);
+  if (!shape.on_gpu) {  // where the gradient takes the place of the logits
+    if (e != kFp32Bytes) list->Add(Slot::kLogitsFloat, l * shape.vocab_size * kFp32Bytes, kLoss);
+    list->Add(Slot::kProbabilities, l * shape.vocab_size * kFp32Bytes, kLoss);
+  }
   list->Add(Slot::kLossGradient, l * shape.hidden_size * e, kLoss);
   list->Add(Slot::kLossHiddenGradient, l * shape.hidden_size * e, kLoss);
 }
@@ -167,7 +169,8 @@ void AddColumnSums(const StepShape& shape, const MemoryPolicy& policy, BufferLis
   }
   unsigned stages = kLoss | kBackwardMlp | kBackwardProjection;
   if (shape.has_head_norms && TilesHeads(shape, policy)) stages |= kBackwardAttention;
-  list->Add(Slot::kColumnSums, kColumnSumParts * columns * kFp32Bytes, stages);
+  const int64_t parts = shape.on_gpu ? kGpuColumnSumParts : kColumnSumParts;
+  list->Add(Slot::kColumnSums, parts * columns * kFp32Bytes, stages);
 }
 
 void AddWeights(const StepShape& shape, BufferList* list) {

@@ -45,6 +45,7 @@ struct StepShape {
   bool trains_biases = false;  // of the linear layers
   bool trains_head = false;
   int64_t weight_ranks = 0;  // that share the linear layers' weights (weight_shards.h); 0: each has them whole
+  bool on_gpu = false;
   int64_t attention_scratch_bytes = 0;  // of the attention kernel
   // Of sequences whose tokens lie on several ranks; N are this rank's. 0: no such traffic.
   int64_t halo_rows = 0;  // S2: tokens that the rank before lends, of all sequences of the pass
@@ -58,9 +59,7 @@ struct StepShape {
   // Whether it does so in a buffer of its own: gathered weights are there to be written to.
   bool CopiesWeight(const LinearShape& linear) const { return BuildsWeight(linear) && weight_ranks == 0; }
   // Columns of q, k and v of so many key/value heads, with their query heads.
-  int64_t query_key_value_size(int64_t heads) const {
-    return heads * (query_heads / key_value_heads + 2) * head_dim;
-  }
+  int64_t query_key_value_size(int64_t heads) const { return heads * (query_heads / key_value_heads + 2) * head_dim; }
   int64_t query_size() const { return query_heads * head_dim; }
   int64_t query_key_value_size() const { return (query_heads + 2 * key_value_heads) * head_dim; }
   // K and V of the heads that the moved half of S2 reads: those from query head ceil(Hq / 2) on.
@@ -157,9 +156,10 @@ struct ArenaLayout {
   int64_t bytes = 0;
 };
 inline constexpr int64_t kArenaAlignment = 64;
-inline constexpr int64_t kColumnSumParts = 16;  // gradients over rows are summed in so many parts, and these added up
-// Buffers that meet in a stage do not overlap. Each lies as low as those before it let it; of a few orders, the one that
-// takes the least memory.
+// Gradients over rows are summed in so many parts, and these added up: on a GPU a few for each multiprocessor.
+inline constexpr int64_t kColumnSumParts = 16, kGpuColumnSumParts = 528;
+// Buffers that meet in a stage do not overlap. Each lies as low as those before it let it; of a few orders, the one
+// that takes the least memory.
 ArenaLayout LayOut(std::vector<Buffer> buffers);
 
 }  // namespace longspan::planner

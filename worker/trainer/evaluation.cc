@@ -78,6 +78,7 @@ void Evaluation::Run(CausalLm& model, const Dataset* dataset) {
   std::vector<std::string> models = UntrainedModels(model.config());
   if (trains() && job_.spec.method.kind == jobfile::MethodKind::kFull && !models.empty()) {
     ModelOptions options;
+    options.device = job_.device;
     options.spec = job_.spec;
     options.trains = false;
     options.sequence = &sequence_;

@@ -28,6 +28,7 @@ struct EvaluationJob {
   std::string name;        // of the job
   std::string checkpoint;  // that the model was loaded from; "none": the model folder itself
   int64_t step = 0;        // of the checkpoint
+  at::Device device = at::kCPU;
 };
 
 class Evaluation {

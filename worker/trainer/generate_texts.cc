@@ -11,6 +11,7 @@
 #include "proto/jobfile/job_file.h"
 #include "worker/storage/storage.h"
 #include "worker/trainer/data/tokenizer.h"
+#include "worker/trainer/device.h"
 #include "worker/trainer/errors.h"
 #include "worker/trainer/generate/end_tokens.h"
 #include "worker/trainer/generate/generator.h"
@@ -93,6 +94,8 @@ void GenerateTexts(const GenerateOptions& options) {
   model_options.spec = ReadSpec(options.spec_path);
   model_options.dropout = false;
   model_options.trains = false;
+  model_options.device = ChooseDevice(options.device);
+  model_options.spec = SpecOn(model_options.device, model_options.spec);
   const jobfile::JobSpec& spec = model_options.spec;
   const std::vector<Prompt> prompts = PromptReader(spec.model.path, options.max_new_tokens).Read(options.prompts_path);
   const std::unique_ptr<CausalLm> model = CausalLm::Load(model_options);

@@ -12,7 +12,8 @@ struct GenerateOptions {
   std::string out_path;            // .jsonl, one line a prompt: tokens, text where it can be told, end
   std::string model = "extended";  // base: as the folder has it; rescaled: the job's positions; extended: both
   int64_t max_new_tokens = 128;
-  bool ignore_end = false;  // go on behind the model's end tokens
+  bool ignore_end = false;      // go on behind the model's end tokens
+  std::string device = "auto";  // device.h
 };
 
 // Throws what errors.h lists.

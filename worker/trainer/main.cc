@@ -17,6 +17,7 @@
 
 #include "proto/jobfile/job_file.h"
 #include "worker/storage/storage.h"
+#include "worker/trainer/device.h"
 #include "worker/trainer/errors.h"
 #include "worker/trainer/generate_texts.h"
 #include "worker/trainer/measure_device.h"
@@ -107,10 +108,17 @@ struct Flags {
   int64_t slot_memory_bytes = 0;  // 0: the machine's
   std::string resume_from;
   std::string tokens, out;  // of the probe; tokens also of measure
+  std::string device = "auto";
   GenerateOptions generate;
 };
 
+void AddDeviceFlag(CLI::App& command, Flags& flags) {
+  command.add_option("--device", flags.device, "what computes; auto: the first GPU that is to be seen, else the CPU")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+}
+
 void AddRankFlags(CLI::App& command, Flags& flags) {
+  AddDeviceFlag(command, flags);
   command.add_option("--rank", flags.run.rank, "number of this rank, from 0")->check(CLI::Range(0, 65535));
   command.add_option("--world-size", flags.run.world_size, "number of ranks")->check(CLI::Range(1, 65536));
   command.add_option("--store", flags.run.store, "HOST:PORT where rank 0 listens and the others connect");
@@ -118,7 +126,7 @@ void AddRankFlags(CLI::App& command, Flags& flags) {
       ->check(CLI::Range(1, 4096));
   command
       .add_option("--slot-memory", flags.slot_memory_bytes,
-                  "bytes that this rank may use; default: the machine's memory")
+                  "bytes that this rank may use; default: all that the device has")
       ->check(CLI::PositiveNumber);
 }
 
@@ -157,6 +165,7 @@ int RunCommand(Flags& flags) {
     flags.run.spec = ReadSpec(flags.spec_path);
     flags.run.threads = flags.threads > 0 ? flags.threads : flags.run.spec.resources.threads_per_slot;
     if (flags.slot_memory_bytes > 0) flags.run.slot_memory_bytes = flags.slot_memory_bytes;
+    flags.run.device = flags.device;
     if (!flags.resume_from.empty()) flags.run.resume_from = flags.resume_from;
     return static_cast<int>(Run(flags.run, *session));
   } catch (...) {
@@ -170,6 +179,7 @@ int ProbeCommand(const Flags& flags) {
     options.spec_path = flags.spec_path;
     options.tokens_path = flags.tokens;
     options.out_path = flags.out;
+    options.device = flags.device;
     RunProbe(options);
     return static_cast<int>(ExitCode::kDone);
   } catch (...) {
@@ -185,6 +195,7 @@ int MeasureCommand(const Flags& flags) {
     options.threads = flags.threads > 0 ? flags.threads : options.spec.resources.threads_per_slot;
     if (flags.slot_memory_bytes > 0) options.slot_memory_bytes = flags.slot_memory_bytes;
     options.tokens_path = flags.tokens;
+    options.device = ChooseDevice(flags.device);
     at::set_num_threads(static_cast<int>(options.threads));
     CommunicatorOptions ranks;
     ranks.rank = flags.run.rank;
@@ -210,8 +221,9 @@ int ProfileCommand(const Flags& flags) {
   }
 }
 
-int GenerateCommand(const Flags& flags) {
+int GenerateCommand(Flags& flags) {
   try {
+    flags.generate.device = flags.device;
     GenerateTexts(flags.generate);
     return static_cast<int>(ExitCode::kDone);
   } catch (...) {
@@ -239,6 +251,7 @@ void AddGenerate(CLI::App& app, Flags& flags) {
   GenerateOptions& options = flags.generate;
   CLI::App* command = app.add_subcommand("generate", "continue prompts with the model of a job file");
   command->add_option("spec", options.spec_path, "the job file, in JSON")->required();
+  AddDeviceFlag(*command, flags);
   command->add_option("--prompts", options.prompts_path, R"(.jsonl of {"tokens": [...]} or {"text": "..."})")
       ->required();
   command->add_option("--out", options.out_path, "where the texts go, .jsonl")->required();
@@ -268,6 +281,7 @@ int Main(int argc, char** argv) {
   }
   CLI::App* probe = app.add_subcommand("probe", "loss, logits and gradients of the training step on given tokens");
   probe->add_option("spec", flags.spec_path, "the job file, in JSON")->required();
+  AddDeviceFlag(*probe, flags);
   probe->add_option("--tokens", flags.tokens, "input_ids and optionally labels, safetensors")->required();
   probe->add_option("--out", flags.out, "where the result goes, safetensors")->required();
   probe->callback([&flags] { flags.command = "probe"; });

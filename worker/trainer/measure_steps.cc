@@ -16,7 +16,9 @@
 
 #include "worker/planner/plan_text.h"
 #include "worker/trainer/data/dataset.h"
+#include "worker/trainer/device.h"
 #include "worker/trainer/errors.h"
+#include "worker/trainer/gpu/gpu_device.h"
 #include "worker/trainer/memory/counting_allocator.h"
 #include "worker/trainer/memory_plan.h"
 #include "worker/trainer/model/causal_lm.h"
@@ -78,8 +80,8 @@ class MeasuredSteps {
     const BatchSlice slice = SliceOfRank(options_.spec.training.global_batch, sequence_.group(), sequence_.groups());
     const double exchange_before = sequence_.wait_seconds();
     const int64_t micro = std::max<int64_t>(1, options_.spec.training.micro_batch.value_or(1));
-    ResetDeviceMemoryPeak();
-    const int64_t allocations_before = DeviceMemoryNow().allocations;
+    ResetDeviceMemoryPeak(options_.device);
+    const int64_t allocations_before = DeviceMemoryNow(options_.device).allocations;
     const double processor_begin = ProcessorSeconds();
     const auto begin = Clock::now();
     model_->ZeroGradients();
@@ -118,9 +120,10 @@ class MeasuredSteps {
     ClipGradients(gradients_, norm, options_.spec.training.clip_norm);
     optimizer_.Step(options_.spec.training.learning_rate);
     model_->ValuesChanged();
+    if (options_.device.is_cuda()) gpu::Synchronize();
     const double optimizer = SecondsSince(optimizer_begin);
     ++step_;
-    const DeviceMemory memory = DeviceMemoryNow();
+    const DeviceMemory memory = DeviceMemoryNow(options_.device);
     const CausalLm::MemoryUse use = model_->memory_use();
     return {
         {"seconds", SecondsSince(begin)},
@@ -149,7 +152,8 @@ class MeasuredSteps {
   static ModelOptions ModelOptionsOf(const MeasureOptions& options, const planner::JobPlan& plan, Communicator& ranks,
                                      SequenceRanks* sequence) {
     ModelOptions model;
-    model.spec = options.spec;
+    model.device = options.device;
+    model.spec = SpecOn(options.device, options.spec);
     model.memory = plan.policy;
     model.ranks = &ranks;
     model.sequence = sequence;
@@ -190,7 +194,7 @@ class MeasuredSteps {
 }  // namespace
 
 void MeasureSteps(const MeasureOptions& options, Communicator& ranks, std::istream& in, std::ostream& out) {
-  const MemoryPlanOptions plan_options{options.spec, options.threads, options.slot_memory_bytes};
+  const MemoryPlanOptions plan_options{options.spec, options.threads, options.slot_memory_bytes, options.device};
   const planner::PlannedJob job = PlannedJobFor(plan_options);
   const planner::JobPlan plan = PlanMemory(plan_options);
   MeasuredSteps steps(options, plan, ranks);

@@ -19,6 +19,7 @@ struct MeasureOptions {
   jobfile::JobSpec spec;
   int64_t threads = 1;
   std::optional<int64_t> slot_memory_bytes;
+  at::Device device = at::kCPU;
   // Safetensors with input_ids (rows, context_length) I64: sequence i of the job is row i modulo rows. Empty: random.
   std::string tokens_path;
 };

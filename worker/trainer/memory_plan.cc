@@ -1,7 +1,6 @@
 #include "worker/trainer/memory_plan.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <stdexcept>
 
@@ -10,25 +9,22 @@
 #include "worker/planner/device_profile.h"
 #include "worker/planner/plan_text.h"
 #include "worker/trainer/attention/flash_cpu.h"
+#include "worker/trainer/device.h"
 #include "worker/trainer/errors.h"
 
 namespace longspan::trainer {
-namespace {
-
-int64_t MachineMemoryBytes() { return int64_t{::sysconf(_SC_PHYS_PAGES)} * ::sysconf(_SC_PAGESIZE); }
-
-}  // namespace
 
 planner::PlannedJob PlannedJobFor(const MemoryPlanOptions& options) {
-  const jobfile::JobSpec& spec = options.spec;
+  const jobfile::JobSpec spec = SpecOn(options.device, options.spec);
   const ModelConfig config = WithJobRope(ReadModelConfig(spec.model.path), spec);
   const AdapterPlan adapter = ResolveAdapterPlan(spec, AdaptableModelOf(config));
-  const planner::DeviceProfile device = planner::CpuProfile(options.threads);
-  const int64_t slot = options.slot_memory_bytes.value_or(MachineMemoryBytes());
+  const planner::DeviceProfile device = ProfileOf(options.device, options.threads);
+  const int64_t slot = options.slot_memory_bytes ? *options.slot_memory_bytes : MemoryBytesOf(options.device);
   planner::PlannedJob job = planner::PlannedJobOf(spec, config, adapter, device, planner::LimitsOfSlot(slot, device));
-  job.attention_scratch_bytes = [threads = options.threads](const planner::StepShape& shape) {
-    return 4 * FlashWorkspaceSize(shape.head_dim, threads);
-  };
+  if (options.device.is_cpu())
+    job.attention_scratch_bytes = [threads = options.threads](const planner::StepShape& shape) {
+      return 4 * FlashWorkspaceSize(shape.head_dim, threads);
+    };
   if (!planner::IsCountable(config, job.rows())) {
     throw UserError(fmt::format("cannot use {}/config.json: a model of its sizes has more bytes than can be counted",
                                 spec.model.path));

@@ -2,6 +2,8 @@
 // of the slot.
 #pragma once
 
+#include <ATen/core/TensorBody.h>
+
 #include <cstdint>
 #include <optional>
 
@@ -13,7 +15,8 @@ namespace longspan::trainer {
 struct MemoryPlanOptions {
   jobfile::JobSpec spec;
   int64_t threads = 1;
-  std::optional<int64_t> slot_memory_bytes;  // absent: this machine's memory
+  std::optional<int64_t> slot_memory_bytes;  // absent: all that the device has
+  at::Device device = at::kCPU;
 };
 
 // Reads config.json and adapter_config.json of the job.

@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "proto/jobfile/job_file.h"
+#include "worker/trainer/device.h"
 #include "worker/trainer/errors.h"
 #include "worker/trainer/memory_plan.h"
 #include "worker/trainer/model/causal_lm.h"
@@ -66,7 +67,12 @@ void RunProbe(const ProbeOptions& options) {
   model_options.spec = ReadSpec(options.spec_path);
   model_options.dropout = false;
   model_options.spec.resources.sequence_parallel.reset();  // one rank has all of it
-  model_options.memory = PlanMemory({model_options.spec}).policy;
+  model_options.device = ChooseDevice(options.device);
+  model_options.spec = SpecOn(model_options.device, model_options.spec);
+  MemoryPlanOptions plan;
+  plan.spec = model_options.spec;
+  plan.device = model_options.device;
+  model_options.memory = PlanMemory(plan).policy;
   const Batch batch = ReadBatch(options.tokens_path, model_options.spec.context_length);
   const std::unique_ptr<CausalLm> model = CausalLm::Load(model_options);
 

@@ -7,9 +7,10 @@
 namespace longspan::trainer {
 
 struct ProbeOptions {
-  std::string spec_path;    // job file in JSON; `data` is not needed, batch keys are ignored
-  std::string tokens_path;  // safetensors: input_ids (B, T) int64, optionally labels and document_ids (B, T)
-  std::string out_path;     // safetensors: loss, logits (B, T, V), grad.<name>
+  std::string spec_path;       // job file in JSON; `data` is not needed, batch keys are ignored
+  std::string tokens_path;     // safetensors: input_ids (B, T) int64, optionally labels and document_ids (B, T)
+  std::string out_path;        // safetensors: loss, logits (B, T, V), grad.<name>
+  std::string device = "cpu";  // device.h
 };
 
 // Throws SpecError or UserError.

@@ -17,6 +17,7 @@
 #include "worker/trainer/checkpoint/checkpoint.h"
 #include "worker/trainer/data/dataset.h"
 #include "worker/trainer/data/prepare.h"
+#include "worker/trainer/device.h"
 #include "worker/trainer/evaluation.h"
 #include "worker/trainer/export.h"
 #include "worker/trainer/json_file.h"
@@ -82,6 +83,7 @@ class JobRun {
   int64_t attempt_ = 1;
   std::unique_ptr<Communicator> ranks_;
   std::optional<SequenceRanks> sequence_;
+  at::Device device_ = at::kCPU;
   planner::JobPlan memory_plan_;  // of a job that trains
   std::unique_ptr<CausalLm> model_;
   std::optional<Dataset> dataset_;
@@ -259,7 +261,7 @@ void JobRun::ChooseCheckpoint() {
 }
 
 void JobRun::ChooseMemory() {
-  const MemoryPlanOptions plan_options{options_.spec, options_.threads, options_.slot_memory_bytes};
+  const MemoryPlanOptions plan_options{options_.spec, options_.threads, options_.slot_memory_bytes, device_};
   const planner::PlannedJob job = PlannedJobFor(plan_options);
   memory_plan_ = PlanMemory(plan_options);
   const planner::JobPlan& plan = memory_plan_;
@@ -273,7 +275,10 @@ void JobRun::ChooseMemory() {
 void JobRun::LoadModel() {
   if (model_) return;
   session_.Send(lines::Expect{"loading the model", 1800});
+  device_ = ChooseDevice(options_.device);
+  options_.spec = SpecOn(device_, options_.spec);
   ModelOptions options;
+  options.device = device_;
   options.spec = options_.spec;
   options.trains = trains();
   options.sequence = &*sequence_;
@@ -327,6 +332,7 @@ void JobRun::TrainPhase() {
   train.job = job_;
   train.attempt = attempt_;
   train.threads = options_.threads;
+  train.device = device_;
   train.version = kVersion;
   train.under_service = options_.resume_from.has_value();
   train.dump_gradients = options_.dump_gradients;
@@ -354,6 +360,7 @@ void JobRun::EvaluatePhase() {
   job.name = job_;
   job.checkpoint = resume_->name;
   job.step = resume_->state.step;
+  job.device = device_;
   Evaluation evaluation(job, *ranks_, *sequence_, session_);
   // By hand it is measured again.
   if (options_.command == "run" && evaluation.IsDone()) return;

@@ -35,7 +35,8 @@ struct RunOptions {
   std::string store;              // --store HOST:PORT; empty under the service, which hands the address on
   std::string advertise_address;  // of this machine
   int64_t threads = 1;
-  std::optional<int64_t> slot_memory_bytes;  // absent: the machine's
+  std::optional<int64_t> slot_memory_bytes;  // absent: all that the device has
+  std::string device = "auto";               // device.h
 
   // Under the service.
   std::string job;                         // empty: by hand, the job's name is used

@@ -316,7 +316,7 @@ void TrainLoop::Report(const StepResult& result, double seconds) {
       {"model_flops_total", state_.model_flops_total},
       {"nonfinite_steps", static_cast<double>(state_.nonfinite_steps)},
       {"memory_peak_bytes", static_cast<double>(state_.memory_peak_bytes)},
-      {"memory_device_peak_bytes", static_cast<double>(DeviceMemoryNow().peak_bytes)},
+      {"memory_device_peak_bytes", static_cast<double>(DeviceMemoryNow(options_.device).peak_bytes)},
       {"memory_planned_bytes", static_cast<double>(options_.planned_device_bytes)},
       {"memory_host_bytes", static_cast<double>(memory.host_bytes)},
       {"allreduce_bytes_total", static_cast<double>(ranks_.allreduce_bytes())},

@@ -41,6 +41,7 @@ struct TrainOptions {
   std::string job;
   int64_t attempt = 1;
   int64_t threads = 1;
+  at::Device device = at::kCPU;
   std::string version;
   bool under_service = false;            // then checkpoints are deleted only after the server recorded a newer one
   std::filesystem::path dump_gradients;  // empty: no

@@ -21,6 +21,7 @@ class LateStream : public CopyStream {
     queue_.push_back({to, from, bytes});
     return ++asked_;
   }
+  void Finish() override { Wait(asked_); }
   void Wait(Ticket ticket) override {
     if (done_ < ticket) ++*waits_;
     for (; done_ < ticket; ++done_) {

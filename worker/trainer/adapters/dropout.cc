@@ -1,5 +1,6 @@
 #include "worker/trainer/adapters/dropout.h"
 
+#include "worker/trainer/gpu/gpu_kernels.h"
 #include "worker/trainer/model/row_parallel.h"
 
 namespace longspan::trainer {
@@ -51,6 +52,12 @@ void DropRows(const DropoutPass& pass, const DropoutSite& site, const at::Tensor
 
 void ApplyDropout(const DropoutPass& pass, const DropoutSite& site, const at::Tensor& x, const at::Tensor& out) {
   TORCH_CHECK(x.stride(1) == 1 && out.stride(1) == 1 && pass.tokens > 0, "dropout wants rows");
+  if (x.is_cuda()) {
+    gpu::ApplyDropout({pass.seed, pass.step, pass.first_sequence_index, site.layer, site.module, pass.tokens,
+                       pass.first_token, site.first_row, pass.rate},
+                      x, out);
+    return;
+  }
   if (x.scalar_type() == at::kFloat) {
     DropRows<float>(pass, site, x, out);
   } else {

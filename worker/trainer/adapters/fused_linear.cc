@@ -57,7 +57,7 @@ void FusedLinear::Refresh() {
     ranks += part.lora->a.size(0);
   }
   stacked_a_ = factors.size() == 1 ? factors[0] : at::cat(factors);
-  if (!blocks_b_.defined()) blocks_b_ = at::zeros({outputs(), ranks}, dtype);
+  if (!blocks_b_.defined()) blocks_b_ = at::zeros({outputs(), ranks}, stacked_a_.options());
   int64_t first_rank = 0;
   for (const LinearPart& part : parts) {
     if (!part.lora) continue;
@@ -119,8 +119,7 @@ void FusedLinear::Backward(const Pass& pass, const at::Tensor& x, const at::Tens
   if (x_gradient.defined()) MultiplyInto(y_gradient, pass.weight, x_gradient);
   if (weight_gradient.defined()) AddProduct(y_gradient, x, weight_gradient, *pass.arena);
   if (bias_gradient.defined()) {
-    AddColumnSums(y_gradient, bias_gradient,
-                  pass.arena->Take(Slot::kColumnSums, {planner::kColumnSumParts, y_gradient.size(1)}, at::kFloat));
+    AddColumnSums(y_gradient, bias_gradient, ColumnSumScratch(y_gradient.size(1), *pass.arena));
   }
   if (!HasLora()) return;
   if (pass.dropout != nullptr) {

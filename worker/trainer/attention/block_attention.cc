@@ -4,6 +4,7 @@
 #include <cmath>
 #include <tuple>
 
+#include "worker/trainer/attention/dense_attention.h"
 #include "worker/trainer/memory/counting_allocator.h"
 #include "worker/trainer/model/row_parallel.h"
 
@@ -57,6 +58,15 @@ void JoinSoftmaxOf(const at::Tensor& values, const at::Tensor& logsumexp, const 
   });
 }
 
+void JoinSoftmaxOnGpu(const at::Tensor& values, at::Tensor logsumexp, const at::Tensor& other_values,
+                      const at::Tensor& other_logsumexp) {
+  const at::Tensor joined = at::logaddexp(logsumexp, other_logsumexp);
+  const at::Tensor sum = values.to(at::kFloat).mul_(at::exp(logsumexp - joined).unsqueeze(-1));
+  sum.addcmul_(other_values.to(at::kFloat), at::exp(other_logsumexp - joined).unsqueeze(-1));
+  at::Tensor(values).copy_(sum);
+  logsumexp.copy_(joined);
+}
+
 void AddOrCopy(const at::Tensor& to, const at::Tensor& from, bool adds) {
   if (adds) {
     to.add_(from);
@@ -69,8 +79,7 @@ void AtenForward(const FlashQueries& queries, const std::vector<FlashKeys>& keys
   const ListedAllocation outputs;
   at::Tensor out, logsumexp;
   for (auto run = keys.rbegin(); run != keys.rend(); ++run) {
-    const auto [values, sums] = at::_scaled_dot_product_flash_attention_for_cpu(queries.q, run->k, run->v,
-                                                                                /*dropout_p=*/0.0, run->causal);
+    const auto [values, sums] = DenseForward(queries.q, run->k, run->v, run->causal);
     if (!out.defined()) {
       out = values;
       logsumexp = sums;
@@ -89,9 +98,8 @@ void AtenBackward(const FlashQueries& queries, const std::vector<FlashKeys>& key
   at::Tensor first_value_gradient, query_gradient;
   if (first_rows_are_alone) first_value_gradient = TakeFirstRows(gradients.out, keys[0].k.size(1));
   for (size_t index = keys.size(); index-- > 0;) {
-    const auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-        gradients.out, queries.q, keys[index].k, keys[index].v, queries.out, queries.logsumexp, /*dropout_p=*/0.0,
-        keys[index].causal);
+    const auto [dq, dk, dv] = DenseBackward(
+        {queries.q, keys[index].k, keys[index].v, queries.out, queries.logsumexp, keys[index].causal}, gradients.out);
     if (first_rows_are_alone) dv.select(2, 0).add_(first_value_gradient);
     if (query_gradient.defined()) query_gradient.add_(dq);
     if (!query_gradient.defined()) query_gradient = dq;
@@ -105,7 +113,9 @@ void AtenBackward(const FlashQueries& queries, const std::vector<FlashKeys>& key
 
 void JoinSoftmax(const at::Tensor& values, const at::Tensor& logsumexp, const at::Tensor& other_values,
                  const at::Tensor& other_logsumexp) {
-  if (values.scalar_type() == at::kFloat) {
+  if (values.is_cuda()) {
+    JoinSoftmaxOnGpu(values, logsumexp, other_values, other_logsumexp);
+  } else if (values.scalar_type() == at::kFloat) {
     JoinSoftmaxOf<float>(values, logsumexp, other_values, other_logsumexp);
   } else {
     TORCH_CHECK(values.scalar_type() == at::kBFloat16, "attention of ", values.scalar_type());

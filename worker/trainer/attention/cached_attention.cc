@@ -5,6 +5,8 @@
 #include <optional>
 #include <tuple>
 
+#include "worker/trainer/attention/dense_attention.h"
+
 namespace longspan::trainer {
 namespace {
 
@@ -17,6 +19,11 @@ struct Attended {
 
 Attended Attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal,
                 const std::optional<at::Tensor>& mask = std::nullopt) {
+  if (!mask) {
+    const auto [out, logsumexp] = DenseForward(q, k, v, causal);
+    return {out, logsumexp};
+  }
+  TORCH_CHECK(q.is_cpu(), "a sliding window on a GPU");
   Attended result;
   std::tie(result.out, result.logsumexp) =
       at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, /*dropout_p=*/0.0, causal, mask);
@@ -54,8 +61,9 @@ void AttendTile(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& v
 // the first of `keys`.
 void AttendWindow(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& values, int64_t past, int64_t window,
                   const at::Tensor& out) {
-  const at::Tensor rows = at::arange(past, past + q.size(0)).unsqueeze(1);
-  const at::Tensor columns = at::arange(keys.size(0)).unsqueeze(0);
+  const auto options = q.options().dtype(at::kLong);
+  const at::Tensor rows = at::arange(past, past + q.size(0), options).unsqueeze(1);
+  const at::Tensor columns = at::arange(keys.size(0), options).unsqueeze(0);
   const at::Tensor hidden = columns.gt(rows).logical_or_(columns.le(rows - window));
   const at::Tensor mask =
       at::zeros(hidden.sizes(), q.options()).masked_fill_(hidden, -std::numeric_limits<float>::infinity());

@@ -88,6 +88,7 @@ void WindowPartForward(const WindowPart& part, const at::Tensor& q, const at::Te
 void SlidingWindowAttention(const AttentionShape& shape, int64_t window, const at::Tensor& q, const at::Tensor& k,
                             const at::Tensor& v, const at::Tensor& out) {
   TORCH_CHECK(window >= 1, "attention through a window of ", window, " tokens");
+  TORCH_CHECK(q.is_cpu(), "a sliding window on a GPU");
   TORCH_CHECK(q.size(0) == shape.sequences * shape.tokens && out.sizes() == q.sizes(), "attention of ", shape.sequences,
               " sequences of ", shape.tokens, " tokens over ", q.size(0), " rows");
   const Heads heads{q, k, v, out};

@@ -4,6 +4,8 @@
 
 namespace longspan::trainer {
 
+Arena::Arena(at::Device device) : device_(device), block_(device), own_(planner::kSlotCount, ByteBlock(device)) {}
+
 void Arena::Use(const planner::ArenaLayout& layout) {
   for (ByteBlock& block : own_) block.Release();
   layout_ = layout;
@@ -40,6 +42,11 @@ int64_t Arena::bytes() const {
   int64_t bytes = block_.bytes();
   for (const ByteBlock& block : own_) bytes += block.bytes();
   return bytes;
+}
+
+at::Tensor ColumnSumScratch(int64_t columns, Arena& arena) {
+  const int64_t parts = arena.device().is_cuda() ? planner::kGpuColumnSumParts : planner::kColumnSumParts;
+  return arena.Take(Slot::kColumnSums, {parts, columns}, at::kFloat);
 }
 
 }  // namespace longspan::trainer

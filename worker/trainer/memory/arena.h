@@ -9,8 +9,8 @@
 
 #include <ATen/ATen.h>
 
-#include <array>
 #include <cstdint>
+#include <vector>
 
 #include "worker/planner/step_buffers.h"
 #include "worker/trainer/memory/byte_block.h"
@@ -21,6 +21,8 @@ using planner::Slot;
 
 class Arena {
  public:
+  explicit Arena(at::Device device = at::kCPU);
+
   // From now on slots lie as `layout` says. The block grows where it must, and is kept else.
   void Use(const planner::ArenaLayout& layout);
   // From now on each slot has memory of its own.
@@ -32,12 +34,17 @@ class Arena {
   at::Tensor Take(Slot slot, at::IntArrayRef sizes, at::ScalarType dtype);
 
   int64_t bytes() const;
+  at::Device device() const { return device_; }
 
  private:
+  at::Device device_;
   bool has_layout_ = false;
   planner::ArenaLayout layout_;
   ByteBlock block_;
-  std::array<ByteBlock, planner::kSlotCount> own_;
+  std::vector<ByteBlock> own_;  // of each slot
 };
+
+// For partial sums over rows, fp32: as many parts as the device adds up at once.
+at::Tensor ColumnSumScratch(int64_t columns, Arena& arena);
 
 }  // namespace longspan::trainer

@@ -5,7 +5,7 @@ namespace longspan::trainer {
 void ByteBlock::Reserve(int64_t bytes) {
   if (bytes <= this->bytes()) return;
   block_.reset();
-  block_ = at::empty({bytes}, at::kByte);
+  block_ = at::empty({bytes}, at::TensorOptions(device_).dtype(at::kByte));
 }
 
 at::Tensor ByteBlock::At(int64_t offset, at::IntArrayRef sizes, at::ScalarType dtype) const {

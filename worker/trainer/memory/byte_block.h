@@ -9,6 +9,8 @@ namespace longspan::trainer {
 
 class ByteBlock {
  public:
+  explicit ByteBlock(at::Device device = at::kCPU) : device_(device) {}
+
   // At least so many bytes. Growing gives the old block back first: tensors of before must be gone.
   void Reserve(int64_t bytes);
   void Release() { block_.reset(); }
@@ -18,6 +20,7 @@ class ByteBlock {
   at::Tensor At(int64_t offset, at::IntArrayRef sizes, at::ScalarType dtype) const;
 
  private:
+  at::Device device_;
   at::Tensor block_;  // uint8
 };
 

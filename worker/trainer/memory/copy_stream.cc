@@ -32,6 +32,8 @@ class ThreadStream : public CopyStream {
     return ++asked_;
   }
 
+  void Finish() override { Wait(asked_); }
+
   void Wait(Ticket ticket) override {
     std::unique_lock lock(mutex_);
     if (done_ >= ticket) return;

@@ -16,13 +16,17 @@ class CopyStream {
 
   virtual ~CopyStream() = default;
   virtual Ticket Copy(std::byte* to, const std::byte* from, int64_t bytes) = 0;
-  // Returns when this copy, and so all before it, is done.
+  // What computes after this call sees this copy, and so all before it, done. On a CPU it returns when they are; on a
+  // GPU the computing stream waits.
   virtual void Wait(Ticket ticket) = 0;
+  // Returns when all copies are done, so that their memory may go.
+  virtual void Finish() = 0;
 
   int64_t copied_bytes() const { return copied_bytes_; }
-  double wait_seconds() const { return wait_seconds_; }  // that Wait kept its caller waiting, all calls together
+  double wait_seconds() const { return wait_seconds_; }  // that Wait kept what computes waiting, all calls together
 
   static std::unique_ptr<CopyStream> OnThread();
+  static std::unique_ptr<CopyStream> OnGpu();  // c10::Error in a build without CUDA
 
  protected:
   int64_t copied_bytes_ = 0;

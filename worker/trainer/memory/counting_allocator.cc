@@ -10,6 +10,8 @@
 #include <new>
 #include <utility>
 
+#include "worker/trainer/gpu/gpu_device.h"
+
 namespace longspan::trainer {
 namespace {
 
@@ -74,11 +76,21 @@ void InstallCountingAllocator() {
   });
 }
 
-DeviceMemory DeviceMemoryNow() {
+DeviceMemory DeviceMemoryNow(at::Device device) {
+  if (device.is_cuda()) {
+    const gpu::Memory memory = gpu::MemoryNow();
+    return {memory.live_bytes, memory.peak_bytes, 0, 0};
+  }
   return {live_bytes.load(), peak_bytes.load(), allocations.load(), unlisted_allocations.load()};
 }
 
-void ResetDeviceMemoryPeak() { peak_bytes.store(live_bytes.load()); }
+void ResetDeviceMemoryPeak(at::Device device) {
+  if (device.is_cuda()) {
+    gpu::ResetMemoryPeak();
+  } else {
+    peak_bytes.store(live_bytes.load());
+  }
+}
 
 ListedAllocation::ListedAllocation() { ++listed_depth; }
 ListedAllocation::~ListedAllocation() { --listed_depth; }

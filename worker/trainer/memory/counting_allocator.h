@@ -4,6 +4,8 @@
 // Installed once for the whole process, before the first tensor; free functions, thread-safe.
 #pragma once
 
+#include <c10/core/Device.h>
+
 #include <cstdint>
 
 namespace longspan::trainer {
@@ -18,8 +20,9 @@ inline constexpr int64_t kLargeAllocationBytes = 16384;
 
 // Wraps LibTorch's CPU allocator. A second call does nothing.
 void InstallCountingAllocator();
-DeviceMemory DeviceMemoryNow();
-void ResetDeviceMemoryPeak();  // to what is live
+// Of a GPU, what LibTorch's allocator for it says: bytes alone.
+DeviceMemory DeviceMemoryNow(at::Device device = at::kCPU);
+void ResetDeviceMemoryPeak(at::Device device = at::kCPU);  // to what is live
 
 // While one of these lives on a thread, its large allocations are expected: the few ATen calls that have no variant
 // with an output of the caller's. Everything else takes its memory from the arena.

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "worker/trainer/errors.h"
+#include "worker/trainer/gpu/gpu_device.h"
 
 namespace longspan::trainer {
 
@@ -22,9 +23,19 @@ void HostBlock::Reserve(int64_t bytes) {
   }
   data_ = static_cast<std::byte*>(mapped);
   bytes_ = bytes;
+  if (!pinned_) return;
+  try {
+    gpu::PinHostMemory(data_, bytes);
+  } catch (...) {
+    ::munmap(data_, static_cast<size_t>(bytes_));
+    data_ = nullptr;
+    bytes_ = 0;
+    throw;
+  }
 }
 
 void HostBlock::Release() {
+  if (data_ != nullptr && pinned_) gpu::UnpinHostMemory(data_);
   if (data_ != nullptr) ::munmap(data_, static_cast<size_t>(bytes_));
   data_ = nullptr;
   bytes_ = 0;

@@ -1,6 +1,6 @@
 // Host memory for what leaves the device between the forward and the backward pass: one mapping of exactly the size
-// asked for (LibTorch's pinned allocator rounds up to powers of two). Without a GPU it is a second pool beside the
-// device's.
+// asked for (LibTorch's pinned allocator rounds up to powers of two), pinned where a GPU copies from and to it. Without
+// a GPU it is a second pool beside the device's.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@ namespace longspan::trainer {
 
 class HostBlock {
  public:
-  HostBlock() = default;
+  explicit HostBlock(bool pinned = false) : pinned_(pinned) {}
   ~HostBlock() { Release(); }
   HostBlock(const HostBlock&) = delete;
   HostBlock& operator=(const HostBlock&) = delete;
@@ -22,6 +22,7 @@ class HostBlock {
   std::byte* data() const { return data_; }
 
  private:
+  bool pinned_;
   std::byte* data_ = nullptr;
   int64_t bytes_ = 0;
 };

@@ -20,7 +20,8 @@ std::array<int64_t, planner::kKeptPartCount> OffsetsOf(const planner::KeptBytes&
 
 }  // namespace
 
-KeptValues::KeptValues(std::unique_ptr<CopyStream> copies) : copies_(std::move(copies)) {}
+KeptValues::KeptValues(std::unique_ptr<CopyStream> copies, at::Device device)
+    : copies_(std::move(copies)), long_lived_(device), segment_(device), host_(/*pinned=*/device.is_cuda()) {}
 KeptValues::~KeptValues() { Release(); }
 
 void KeptValues::Begin(const planner::KeptPlan& plan) {
@@ -41,6 +42,7 @@ void KeptValues::Begin(const planner::KeptPlan& plan) {
 
 void KeptValues::Release() {
   Begin({});
+  copies_->Finish();
   long_lived_.Release();
   segment_.Release();
   host_.Release();

@@ -31,7 +31,7 @@ using planner::KeptPart;
 
 class KeptValues {
  public:
-  explicit KeptValues(std::unique_ptr<CopyStream> copies);
+  explicit KeptValues(std::unique_ptr<CopyStream> copies, at::Device device = at::kCPU);
   ~KeptValues();
 
   // Begins a pass. Memory grows where it must, and is kept else.

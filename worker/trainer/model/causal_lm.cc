@@ -56,12 +56,16 @@ class Decoder : public CausalLm {
         base_(options.spec.model.init == jobfile::ModelInit::kRandom
                   ? RandomBaseTensors(config_, options.spec.training.seed)
                   : OpenBaseTensors(config_, options.spec.model.path)),
-        original_positions_(config_.original_rope, config_.head_dim),
-        extended_positions_(config_.rope, config_.head_dim) {
+        original_positions_(config_.original_rope, config_.head_dim, options.device),
+        extended_positions_(config_.rope, config_.head_dim, options.device),
+        arena_(options.device),
+        kept_(options.device.is_cuda() ? CopyStream::OnGpu() : CopyStream::OnThread(), options.device) {
     if (!options.dropout) shape_.dropout = false;
+    shape_.on_gpu = options.device.is_cuda();
     shape_.weight_ranks = 0;
     if (options.ranks != nullptr && options.spec.resources.shard_weights) {
       TORCH_CHECK(!plan_.trains_base && !plan_.quantized, "only frozen weights in the compute dtype are shared");
+      TORCH_CHECK(options.device.is_cpu(), "weights that ranks share lie on CPUs");
       shape_.weight_ranks = options.ranks->world_size();
       shards_ = std::make_unique<ShardedWeights>(planner::ShardWeights(shape_), ComputeScalarType(options.spec),
                                                  *options.ranks);
@@ -72,6 +76,7 @@ class Decoder : public CausalLm {
     }
     WeightOptions weight_options;
     weight_options.dtype = ComputeScalarType(options.spec);
+    weight_options.device = options.device;
     weight_options.adapter_folder = options.spec.method.adapter;
     weight_options.shards = shards_.get();
     weight_options.seed = options.spec.training.seed;
@@ -139,7 +144,7 @@ class Decoder : public CausalLm {
     const LayerPass pass = TrainingPass(input_ids, document_ids, share);
     const at::Tensor hidden = FinalNorm(weights_, Hidden(weights_, pass, Own(input_ids, share)));
     return at::mm(hidden, weights_.head.value.t())
-        .to(at::kFloat)
+        .to(at::kCPU, at::kFloat)
         .view({input_ids.size(0), share.tokens, config_.vocab_size});
   }
 
@@ -191,9 +196,9 @@ class Decoder : public CausalLm {
       const at::Tensor hidden = Hidden(weights, pass, ids);
       for (const CachedRows& part : cached.sequences) part.cache->Advance(part.rows);
       if (ending_rows.empty()) continue;
-      const at::Tensor ending = FinalNorm(weights, hidden.index_select(0, at::tensor(ending_rows)));
+      const at::Tensor ending = FinalNorm(weights, hidden.index_select(0, at::tensor(ending_rows).to(options_.device)));
       at::Tensor(logits).index_copy_(0, at::tensor(ending_sequences),
-                                     at::mm(ending, weights.head.value.t()).to(at::kFloat));
+                                     at::mm(ending, weights.head.value.t()).to(at::kCPU, at::kFloat));
     }
     return logits;
   }
@@ -318,7 +323,9 @@ class Decoder : public CausalLm {
       if (plan.traffic == SequenceTraffic::kHalo) shape.halo_rows = plan.sequences * plan.halo_tokens;
       if (plan.traffic == SequenceTraffic::kRing) shape.ring_rows = plan.sequences * plan.shares[0].tokens;
     }
-    shape.attention_scratch_bytes = 4 * FlashWorkspaceSize(config_.head_dim, at::get_num_threads());
+    if (!shape.on_gpu) {
+      shape.attention_scratch_bytes = 4 * FlashWorkspaceSize(config_.head_dim, at::get_num_threads());
+    }
     return shape;
   }
 
@@ -334,7 +341,8 @@ class Decoder : public CausalLm {
     const int64_t rows = input_ids.numel();
     if (shards_) shards_->Begin(OrderOf(PassKind::kForward));
     arena_.Use(planner::LayOut(planner::ForwardBuffers(StepShapeOf(pass, rows), options_.memory)));
-    const at::Tensor hidden = arena_.Take(Slot::kHidden, {rows, config_.hidden_size}, weights.embedding.value.scalar_type());
+    const at::Tensor hidden =
+        arena_.Take(Slot::kHidden, {rows, config_.hidden_size}, weights.embedding.value.scalar_type());
     Embed(weights, input_ids, hidden);
     for (size_t layer = 0; layer < weights.layers.size(); ++layer) {
       if (shards_) shards_->Use(static_cast<int64_t>(layer));
@@ -354,7 +362,7 @@ class Decoder : public CausalLm {
   }
 
   void Embed(const ModelWeights& weights, const at::Tensor& input_ids, at::Tensor hidden) const {
-    at::index_select_out(hidden, weights.embedding.value, 0, input_ids.reshape({-1}));
+    at::index_select_out(hidden, weights.embedding.value, 0, input_ids.reshape({-1}).to(options_.device));
   }
 
   // ---- forward and backward ----
@@ -394,7 +402,7 @@ class Decoder : public CausalLm {
     layers.Backward(gradient, weights_.embedding.gradient.defined(),
                     [&](int64_t layer) { Announce(ready, trainables_.layers[static_cast<size_t>(layer)]); });
     if (weights_.embedding.gradient.defined()) {
-      AddRows(input_ids.reshape({-1}), gradient, weights_.embedding.gradient);
+      AddRows(input_ids.reshape({-1}).to(options_.device), gradient, weights_.embedding.gradient);
     }
     Announce(ready, trainables_.embedding);
     return sum;
@@ -417,7 +425,7 @@ class Decoder : public CausalLm {
   std::optional<ModelWeights> over_originals_;  // views, made for each call
   RotaryPositions original_positions_, extended_positions_;
   Arena arena_;
-  KeptValues kept_{CopyStream::OnThread()};
+  KeptValues kept_;
   bool values_changed_ = false;
 };
 

@@ -56,6 +56,7 @@ struct LossSum {
 enum class RopeScaling { kOriginal, kExtended };  // the model folder's own positions, or the job's
 
 struct ModelOptions {
+  at::Device device = at::kCPU;  // where weights, buffers and gradients lie, and what computes
   // Adds LoRA to the base when the method has it. The parts of the spec that are read: model, context_length,
   // attention, method, rope, training.{dtype, seed}.
   jobfile::JobSpec spec;

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "worker/trainer/gpu/gpu_kernels.h"
 #include "worker/trainer/model/row_loops.h"
 
 namespace longspan::trainer {
@@ -77,6 +78,10 @@ void LayerNorm(const at::Tensor& x, const LayerNormWeights& weights, const at::T
   const int64_t size = x.size(1);
   TORCH_CHECK(out.sizes() == x.sizes() && weights.weight.numel() == size && weights.bias.numel() == size, "norm of ",
               x.sizes(), " into ", out.sizes());
+  if (x.is_cuda()) {
+    gpu::LayerNorm(x, weights.weight, weights.bias, weights.epsilon, out, statistics);
+    return;
+  }
   auto* kept = statistics.defined() ? statistics.data_ptr<float>() : nullptr;
   ForDtype(x.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
@@ -99,6 +104,11 @@ void LayerNorm(const at::Tensor& x, const LayerNormWeights& weights, const at::T
 
 void LayerNormBackward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& statistics,
                        const at::Tensor& out_gradient, const LayerNormGradients& gradients) {
+  if (x.is_cuda()) {
+    gpu::LayerNormBackward(x, weight, statistics, out_gradient,
+                           {gradients.x, /*adds=*/true, gradients.weight, gradients.bias, gradients.scratch});
+    return;
+  }
   const int64_t size = x.size(1);
   const bool trains = gradients.weight.defined();
   GradientSums sums(trains, 2 * size, gradients.scratch);

@@ -10,7 +10,7 @@ const char* Approximation(Activation kind) { return kind == Activation::kGeluTan
 }  // namespace
 
 MlpActivation::MlpActivation(Activation kind, const at::Tensor& inner, Arena& arena) : kind_(kind), inner_(inner) {
-  if (kind != Activation::kGatedSilu) return;
+  if (kind != Activation::kGatedSilu || inner.is_cuda()) return;
   const at::Tensor gate = inner.narrow(1, 0, inner.size(1) / 2);
   sigmoid_ = arena.Take(Slot::kMlpSigmoid, gate.sizes(), at::kFloat);
   if (gate.scalar_type() == at::kFloat) {

@@ -25,7 +25,7 @@ class MlpActivation {
  private:
   Activation kind_;
   at::Tensor inner_;
-  at::Tensor sigmoid_;  // (n, F) fp32, of the gate; both directions read it
+  at::Tensor sigmoid_;  // (n, F) fp32, of the gate; both directions read it, but on a GPU
 };
 
 }  // namespace longspan::trainer

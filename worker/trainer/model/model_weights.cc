@@ -90,9 +90,11 @@ class Loader {
   }
 
  private:
+  at::TensorOptions Options() const { return at::TensorOptions(options_.device).dtype(options_.dtype); }
+
   // A copy of our own in the compute dtype: nothing points into a file that may change.
   at::Tensor Owned(const at::Tensor& stored) const {
-    return stored.to(options_.dtype, /*non_blocking=*/false, /*copy=*/true);
+    return stored.to(Options(), /*non_blocking=*/false, /*copy=*/true);
   }
 
   at::Tensor LoadReplaceable(const std::string& name, at::IntArrayRef shape) {
@@ -146,9 +148,9 @@ class Loader {
     if (options_.shards != nullptr) {
       linear.gathered = options_.shards->Gathered(static_cast<int64_t>(layer), linear_index);
     } else if (options_.quantized == nullptr) {
-      linear.weight = at::empty({outputs, inputs}, options_.dtype);
+      linear.weight = at::empty({outputs, inputs}, Options());
     }
-    if (has_bias) linear.bias = at::empty({outputs}, options_.dtype);
+    if (has_bias) linear.bias = at::empty({outputs}, Options());
     for (size_t index = 0; index < modules.size(); ++index) {
       LinearPart& part = linear.parts[index];
       if (options_.shards != nullptr) {
@@ -158,7 +160,7 @@ class Loader {
       } else if (options_.quantized == nullptr) {
         linear.weight.narrow(0, part.first_output, part.outputs).copy_(stored[index]);
       } else {
-        part.quantized = std::move(options_.quantized->at(part.name));
+        part.quantized = OnDevice(std::move(options_.quantized->at(part.name)), options_.device);
       }
       if (has_bias) linear.bias.narrow(0, part.first_output, part.outputs).copy_(base_.Read(part.name + ".bias"));
       if (plan_.Targets(part.module)) part.lora = LoadLora(part, inputs);
@@ -181,8 +183,8 @@ class Loader {
     const double bound =
         1.0 / std::sqrt(static_cast<double>(inputs));  // Kaiming-uniform with a = sqrt(5), as PEFT draws A
     const at::Tensor drawn = at::empty({rank, inputs}, at::kFloat);
-    lora.a = drawn.uniform_(-bound, bound, NamedGenerator(options_.seed, a_name)).to(options_.dtype);
-    lora.b = at::zeros({part.outputs, rank}, options_.dtype);
+    lora.a = drawn.uniform_(-bound, bound, NamedGenerator(options_.seed, a_name)).to(Options());
+    lora.b = at::zeros({part.outputs, rank}, Options());
     return lora;
   }
 
@@ -195,7 +197,7 @@ class Loader {
   ModelWeights weights_;
 };
 
-at::Tensor GradientLike(const at::Tensor& value) { return at::zeros(value.sizes(), at::kFloat); }
+at::Tensor GradientLike(const at::Tensor& value) { return at::zeros(value.sizes(), value.options().dtype(at::kFloat)); }
 
 // Fills a TrainableList in the order of the model.
 class GradientAttacher {
@@ -252,11 +254,12 @@ class GradientAttacher {
 at::Tensor MergedLinear(const at::Tensor& stored, const LinearPart& part, jobfile::MergedBase merged_base) {
   at::Tensor weight = stored;
   if (part.quantized && merged_base == jobfile::MergedBase::kQuantized) {
-    weight = at::empty(stored.sizes(), at::kFloat);
+    weight = at::empty(stored.sizes(), part.quantized->scale_maxima.options());
     DequantizeNf4(*part.quantized, weight);
+    weight = weight.to(at::kCPU);
   }
   if (!part.lora) return weight;
-  const at::Tensor update = at::mm(part.lora->b.to(at::kFloat), part.lora->a.to(at::kFloat));
+  const at::Tensor update = at::mm(part.lora->b.to(at::kFloat), part.lora->a.to(at::kFloat)).to(at::kCPU);
   return weight.to(at::kFloat).add(update, part.lora->scale);
 }
 

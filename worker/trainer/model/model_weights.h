@@ -43,6 +43,7 @@ struct TrainableList {
 // Loads the base, LoRA (drawn from the seed, or the adapter folder's) and what the adapter folder replaces, in `dtype`.
 struct WeightOptions {
   at::ScalarType dtype = at::kFloat;
+  at::Device device = at::kCPU;
   std::string adapter_folder;          // empty: A drawn from the seed, B zero
   QuantizedBase* quantized = nullptr;  // the linear layers in 4 bits, taken from here; null: from the base
   ShardedWeights* shards = nullptr;    // the linear layers go there, this rank's part alone; null: they are whole

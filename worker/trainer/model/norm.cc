@@ -7,7 +7,7 @@ namespace {
 
 at::Tensor Scratch(bool trains, int64_t columns, Arena& arena) {
   if (!trains) return {};
-  return arena.Take(Slot::kColumnSums, {planner::kColumnSumParts, columns}, at::kFloat);
+  return ColumnSumScratch(columns, arena);
 }
 
 }  // namespace

@@ -108,8 +108,8 @@ Rotation RotaryPositions::For(int64_t tokens) {
     // More than was asked for: a text that is generated grows by one token at a time.
     const int64_t rows = (tokens + kTableStep - 1) / kTableStep * kTableStep;
     const at::Tensor angles = at::arange(rows, at::kFloat).unsqueeze(1).mul(frequencies.inverse.unsqueeze(0));
-    cosine_ = at::cos(angles).mul_(frequencies.attention_factor);
-    sine_ = at::sin(angles).mul_(frequencies.attention_factor);
+    cosine_ = at::cos(angles).mul_(frequencies.attention_factor).to(device_);
+    sine_ = at::sin(angles).mul_(frequencies.attention_factor).to(device_);
     scaled_for_ = scaled_for;
   }
   return {cosine_.narrow(0, 0, tokens), sine_.narrow(0, 0, tokens), tokens};
@@ -118,7 +118,7 @@ Rotation RotaryPositions::For(int64_t tokens) {
 Rotation RotaryPositions::Within(const PackedDocuments& documents) {
   if (!documents.positions.defined() || rope_.kind != RopeScalingKind::kDynamic) {
     Rotation rotation = For(documents.tokens_max);
-    rotation.positions = documents.positions;
+    if (documents.positions.defined()) rotation.positions = documents.positions.to(device_);
     return rotation;
   }
   // The angles of a document depend on its length: one row of the table for each row of the batch.

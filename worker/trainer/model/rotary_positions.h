@@ -24,8 +24,9 @@ RotaryFrequencies ComputeRotaryFrequencies(const RopeParameters& rope, int64_t r
 class RotaryPositions {
  public:
   RotaryPositions() = default;
-  RotaryPositions(const RopeParameters& rope, int64_t head_dim)
-      : rope_(rope), rotary_dims_(RotaryDims(rope, head_dim)) {}
+  // Angles are computed on the host, whatever `device` then has the table.
+  RotaryPositions(const RopeParameters& rope, int64_t head_dim, at::Device device = at::kCPU)
+      : rope_(rope), rotary_dims_(RotaryDims(rope, head_dim)), device_(device) {}
 
   Rotation For(int64_t tokens);
   // Of the rows of a batch packed from documents, each as long as it is.
@@ -34,6 +35,7 @@ class RotaryPositions {
  private:
   RopeParameters rope_;
   int64_t rotary_dims_ = 0;
+  at::Device device_ = at::kCPU;
   int64_t scaled_for_ = 0;    // dynamic: the length the table is scaled for
   at::Tensor cosine_, sine_;  // (positions, rotary_dims / 2) fp32
 };

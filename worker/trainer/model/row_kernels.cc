@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "worker/trainer/gpu/gpu_kernels.h"
 #include "worker/trainer/model/row_loops.h"
 
 namespace longspan::trainer {
@@ -104,12 +105,21 @@ void SiluProductBackwardRow(const T* __restrict gate, const T* __restrict up, co
 
 void RmsNorm(const at::Tensor& x, const at::Tensor& weight, double epsilon, const at::Tensor& out,
              const at::Tensor& inverse_rms) {
+  if (x.is_cuda()) {
+    gpu::HeadRmsNorm(x, weight, epsilon, out, inverse_rms);
+    return;
+  }
   HeadRmsNorm(x.unsqueeze(1), weight, epsilon, out.unsqueeze(1), inverse_rms);
 }
 
 void RmsNormBackward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& inverse_rms,
                      const at::Tensor& out_gradient, const at::Tensor& x_gradient,
                      const NormWeightGradient& weight_gradient) {
+  if (x.is_cuda()) {
+    gpu::HeadRmsNormBackward(x, weight, inverse_rms, out_gradient,
+                             {x_gradient, /*adds=*/true, weight_gradient.gradient, {}, weight_gradient.scratch});
+    return;
+  }
   const int64_t size = x.size(1);
   GradientSums sums(weight_gradient.gradient.defined(), size, weight_gradient.scratch);
   const float* inverse = inverse_rms.data_ptr<float>();
@@ -129,6 +139,10 @@ void RmsNormBackward(const at::Tensor& x, const at::Tensor& weight, const at::Te
 
 void HeadRmsNorm(const at::Tensor& x, const at::Tensor& weight, double epsilon, const at::Tensor& out,
                  const at::Tensor& inverse_rms) {
+  if (x.is_cuda()) {
+    gpu::HeadRmsNorm(x, weight, epsilon, out, inverse_rms);
+    return;
+  }
   const int64_t heads = x.size(1);
   const int64_t size = x.size(2);
   TORCH_CHECK(out.sizes() == x.sizes() && weight.numel() == size, "norm of ", x.sizes(), " into ", out.sizes());
@@ -154,6 +168,11 @@ void HeadRmsNorm(const at::Tensor& x, const at::Tensor& weight, double epsilon, 
 
 void HeadRmsNormBackward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& inverse_rms,
                          const at::Tensor& gradient, const NormWeightGradient& weight_gradient) {
+  if (x.is_cuda()) {
+    gpu::HeadRmsNormBackward(x, weight, inverse_rms, gradient,
+                             {gradient, /*adds=*/false, weight_gradient.gradient, {}, weight_gradient.scratch});
+    return;
+  }
   const int64_t heads = x.size(1);
   const int64_t size = x.size(2);
   GradientSums sums(weight_gradient.gradient.defined(), size, weight_gradient.scratch);
@@ -181,14 +200,15 @@ void ApplyRotation(const at::Tensor& rows, const Rotation& rotation, bool invers
   const int64_t half = rotation.cosine.size(1);
   TORCH_CHECK(rotation.cosine.size(0) >= rotation.tokens && 2 * half <= rows.size(2), "rotation by a table of ",
               rotation.cosine.sizes(), " of ", rotation.tokens, " tokens of heads of ", rows.size(2));
+  TORCH_CHECK(!rotation.positions.defined() || rotation.positions.numel() == rows.size(0), "positions of ",
+              rotation.positions.numel(), " rows for ", rows.size(0));
+  if (rows.is_cuda()) {
+    gpu::ApplyRotation(rows, {rotation.cosine, rotation.sine, rotation.tokens, rotation.positions}, inverse);
+    return;
+  }
   const auto cosine = RowsOf<float>(rotation.cosine);
   const auto sine = RowsOf<float>(rotation.sine);
-  const int64_t* positions = nullptr;
-  if (rotation.positions.defined()) {
-    TORCH_CHECK(rotation.positions.numel() == rows.size(0), "positions of ", rotation.positions.numel(), " rows for ",
-                rows.size(0));
-    positions = rotation.positions.data_ptr<int64_t>();
-  }
+  const int64_t* positions = rotation.positions.defined() ? rotation.positions.data_ptr<int64_t>() : nullptr;
   ForDtype(rows.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
     const auto to = RowsOf<T>(rows);
@@ -205,6 +225,10 @@ void ApplyRotation(const at::Tensor& rows, const Rotation& rotation, bool invers
 }
 
 void SiluProduct(const at::Tensor& gate_up, const at::Tensor& sigmoid, const at::Tensor& out) {
+  if (gate_up.is_cuda()) {
+    gpu::SiluProduct(gate_up, out);
+    return;
+  }
   const int64_t size = out.size(1);
   ForDtype(gate_up.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
@@ -219,6 +243,10 @@ void SiluProduct(const at::Tensor& gate_up, const at::Tensor& sigmoid, const at:
 
 void SiluProductBackward(const at::Tensor& gate_up, const at::Tensor& sigmoid, const at::Tensor& out_gradient,
                          const at::Tensor& gate_up_gradient) {
+  if (gate_up.is_cuda()) {
+    gpu::SiluProductBackward(gate_up, out_gradient, gate_up_gradient);
+    return;
+  }
   const int64_t size = out_gradient.size(1);
   ForDtype(gate_up.scalar_type(), [&](auto tag) {
     using T = decltype(tag);

@@ -2,7 +2,8 @@
 // tensor operations costs several times as much (rope by cat, silu and product apart).
 //
 // fp32 or bf16 tensors, last stride 1, any row stride; sums are fp32. Parallel over rows, with results that do not
-// depend on the number of threads. Legend: N rows (tokens), d features, H heads, D head size, F intermediate size.
+// depend on the number of threads. Tensors on a GPU go to its kernels (worker/trainer/gpu). Legend: N rows (tokens), d
+// features, H heads, D head size, F intermediate size.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -47,7 +48,7 @@ struct Rotation {
 };
 void ApplyRotation(const at::Tensor& rows, const Rotation& rotation, bool inverse);
 
-// out = silu(gate) * up. gate_up (N, 2F), gate first; sigmoid (N, F) fp32 of gate; out (N, F).
+// out = silu(gate) * up. gate_up (N, 2F), gate first; sigmoid (N, F) fp32 of gate, not read on a GPU; out (N, F).
 void SiluProduct(const at::Tensor& gate_up, const at::Tensor& sigmoid, const at::Tensor& out);
 // Overwrites gate_up_gradient (N, 2F) from out_gradient (N, F).
 void SiluProductBackward(const at::Tensor& gate_up, const at::Tensor& sigmoid, const at::Tensor& out_gradient,

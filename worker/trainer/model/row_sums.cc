@@ -4,6 +4,7 @@
 #include <iterator>
 #include <numeric>
 
+#include "worker/trainer/gpu/gpu_kernels.h"
 #include "worker/trainer/model/row_loops.h"
 
 namespace longspan::trainer {
@@ -29,6 +30,7 @@ double SquaresOf(const T* __restrict x, int64_t size) {
 }  // namespace
 
 double SumOfSquares(const at::Tensor& values) {
+  if (values.is_cuda()) return gpu::SumOfSquares({values});
   const at::Tensor rows = values.dim() == 2 ? values : values.view({1, -1});
   constexpr int64_t kParts = planner::kColumnSumParts;
   double parts[kParts] = {};
@@ -50,6 +52,10 @@ double SumOfSquares(const at::Tensor& values) {
 void AddScaled(const at::Tensor& x, double scale, const at::Tensor& sum) {
   TORCH_CHECK(x.dim() == 2 && x.sizes() == sum.sizes() && sum.scalar_type() == at::kFloat, "adding ", x.sizes(), " to ",
               sum.sizes());
+  if (x.is_cuda()) {
+    gpu::AddScaled(x, scale, sum);
+    return;
+  }
   const auto factor = static_cast<float>(scale);
   float* const to = sum.data_ptr<float>();
   ForDtype(x.scalar_type(), [&](auto tag) {
@@ -72,6 +78,10 @@ void AddScaled(const at::Tensor& x, double scale, const at::Tensor& sum) {
 }
 
 void AddColumnSums(const at::Tensor& x, const at::Tensor& sum, const at::Tensor& scratch) {
+  if (x.is_cuda()) {
+    gpu::AddColumnSums(x, sum, scratch);
+    return;
+  }
   const int64_t size = x.size(1);
   GradientSums sums(/*wanted=*/true, size, scratch);
   ForDtype(x.scalar_type(), [&](auto tag) {
@@ -85,6 +95,10 @@ void AddColumnSums(const at::Tensor& x, const at::Tensor& sum, const at::Tensor&
 void AddRows(const at::Tensor& ids, const at::Tensor& x, const at::Tensor& table) {
   TORCH_CHECK(ids.dim() == 1 && x.size(0) == ids.size(0) && table.size(1) == x.size(1), "adding rows ", x.sizes(),
               " of ", ids.sizes(), " to ", table.sizes());
+  if (x.is_cuda()) {
+    gpu::AddRows(ids, x, table);
+    return;
+  }
   const int64_t* const id = ids.data_ptr<int64_t>();
   const auto to = RowsOf<float>(table);
   ForDtype(x.scalar_type(), [&](auto tag) {

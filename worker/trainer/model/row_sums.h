@@ -12,7 +12,8 @@ namespace longspan::trainer {
 // sum (n, d) fp32 += scale * x (n, d). Both of any strides.
 void AddScaled(const at::Tensor& x, double scale, const at::Tensor& sum);
 
-// sum (d) fp32 += the sum over the rows of x (n, d), last stride 1. scratch (planner::kColumnSumParts, d) fp32.
+// sum (d) fp32 += the sum over the rows of x (n, d), last stride 1. scratch (planner::kColumnSumParts, d) fp32, on a
+// GPU (planner::kGpuColumnSumParts, d).
 void AddColumnSums(const at::Tensor& x, const at::Tensor& sum, const at::Tensor& scratch);
 
 // table (V, d) fp32: row ids[i] += x[i], for i in order. ids (n) int64, x (n, d); last strides 1.

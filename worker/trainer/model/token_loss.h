@@ -25,7 +25,7 @@ struct LossInputs {
   const NormWeight& final_norm;  // with its gradients, which are added to
   double norm_epsilon = 0;
   at::Tensor head;     // (V, d)
-  at::Tensor targets;  // (N) int64
+  at::Tensor targets;  // (N) int64, on the host
 };
 
 // All undefined: the loss alone.

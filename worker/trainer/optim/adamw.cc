@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "worker/trainer/errors.h"
+#include "worker/trainer/gpu/gpu_kernels.h"
 #include "worker/trainer/model/row_sums.h"
 
 namespace longspan::trainer {
@@ -32,12 +33,26 @@ AdamW::AdamW(std::vector<OptimizedTensor> tensors, const AdamWOptions& options)
 void AdamW::Step(double learning_rate) {
   ++updates_;
   if (tensors_.empty()) return;
+  if (tensors_.front().value.is_cuda()) {
+    StepOnGpu(learning_rate);
+    return;
+  }
   // The fused kernel takes the count of this update, not of the one before: with 0 its bias correction divides by zero.
   for (at::Tensor& count : step_counts_) count.fill_(static_cast<double>(updates_));
   at::_fused_adamw_(masters_, gradients_, first_moments_, second_moments_, {}, step_counts_, learning_rate,
                     options_.beta1, options_.beta2, options_.weight_decay, options_.epsilon, /*amsgrad=*/false,
                     /*maximize=*/false);
   WriteBack();
+}
+
+// In one launch, values too.
+void AdamW::StepOnGpu(double learning_rate) {
+  std::vector<gpu::AdamwTensor> tensors;
+  for (size_t i = 0; i < tensors_.size(); ++i) {
+    tensors.push_back({tensors_[i].value, masters_[i], gradients_[i], first_moments_[i], second_moments_[i]});
+  }
+  gpu::StepAdamw(tensors,
+                 {learning_rate, options_.beta1, options_.beta2, options_.epsilon, options_.weight_decay, updates_});
 }
 
 void AdamW::WriteBack() {
@@ -68,6 +83,7 @@ void AdamW::Load(const std::vector<State>& states, int64_t updates) {
 }
 
 double GlobalNorm(const std::vector<at::Tensor>& gradients) {
+  if (!gradients.empty() && gradients.front().is_cuda()) return std::sqrt(gpu::SumOfSquares(gradients));
   double sum = 0;
   for (const at::Tensor& gradient : gradients) sum += SumOfSquares(gradient);
   return std::sqrt(sum);

@@ -50,6 +50,7 @@ class AdamW {
   void Load(const std::vector<State>& states, int64_t updates);
 
  private:
+  void StepOnGpu(double learning_rate);
   void WriteBack();
 
   AdamWOptions options_;

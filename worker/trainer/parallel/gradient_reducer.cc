@@ -50,7 +50,7 @@ GradientReducer::GradientReducer(Communicator& ranks, std::vector<at::Tensor> gr
     }
     int64_t elements = 0;
     for (size_t index : bucket.members) elements += gradients_[index].numel();
-    bucket.flat = at::empty({elements}, at::kFloat);
+    bucket.flat = at::empty({elements}, gradients_.front().options());
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include "kernels/nf4/nf4.h"
 #include "worker/trainer/errors.h"
+#include "worker/trainer/gpu/gpu_kernels.h"
 #include "worker/trainer/model/row_parallel.h"
 
 namespace longspan::trainer {
@@ -51,9 +52,18 @@ Nf4Weight QuantizeNf4(const at::Tensor& weight, const std::string& name) {
   return result;
 }
 
+Nf4Weight OnDevice(Nf4Weight weight, at::Device device) {
+  for (at::Tensor* tensor : {&weight.codes, &weight.scale_codes, &weight.scale_maxima}) *tensor = tensor->to(device);
+  return weight;
+}
+
 void DequantizeNf4(const Nf4Weight& weight, const at::Tensor& out) {
   TORCH_CHECK(out.is_contiguous() && out.dim() == 2 && out.size(0) == weight.outputs && out.size(1) == weight.inputs,
               "a weight of (", weight.outputs, ", ", weight.inputs, ") into ", out.sizes());
+  if (out.is_cuda()) {
+    gpu::DequantizeNf4(weight.codes, weight.scale_codes, weight.scale_maxima, weight.scale_mean, out);
+    return;
+  }
   const auto* codes = weight.codes.const_data_ptr<uint8_t>();
   const auto* scale_codes = weight.scale_codes.const_data_ptr<uint8_t>();
   const auto* scale_maxima = weight.scale_maxima.const_data_ptr<float>();

@@ -24,7 +24,10 @@ struct Nf4Weight {
 // LibTorch's, whose last bit may depend on the number of threads.
 Nf4Weight QuantizeNf4(const at::Tensor& weight, const std::string& name);
 
-// out (outputs, inputs), contiguous, fp32 or bf16: overwritten.
+// The same on a device.
+Nf4Weight OnDevice(Nf4Weight weight, at::Device device);
+
+// out (outputs, inputs), contiguous, fp32 or bf16, on the weight's device: overwritten.
 void DequantizeNf4(const Nf4Weight& weight, const at::Tensor& out);
 
 }  // namespace longspan::trainer

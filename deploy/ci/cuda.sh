@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Compiles everything that runs on GPUs: the kernels, the trainer, and the tests and benchmarks that need one. None is run.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+deploy/setup.sh --tests --cuda
+cmake --preset cuda > /dev/null
+cmake --build --preset cuda --target longspan-trainer kernels_gpu_test model_gpu_test longspan-kernel-bench -- -j "$(nproc)"

@@ -1,0 +1,35 @@
+// The mask of dropout.h, for the host and for CUDA.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/dropout/dropout.h"
+
+#ifdef __CUDACC__
+#define LONGSPAN_HOST_DEVICE __host__ __device__
+#else
+#define LONGSPAN_HOST_DEVICE
+#endif
+
+namespace longspan::kernels::dropout {
+
+LONGSPAN_HOST_DEVICE inline uint64_t Mix(uint64_t value) {
+  value += 0x9e3779b97f4a7c15u;
+  value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9u;
+  value = (value ^ (value >> 27)) * 0x94d049bb133111ebu;
+  return value ^ (value >> 31);
+}
+
+LONGSPAN_HOST_DEVICE inline uint64_t KeyOf(const Arguments& arguments, int64_t sequence) {
+  uint64_t key = Mix(static_cast<uint64_t>(arguments.seed));
+  key = Mix(key ^ static_cast<uint64_t>(arguments.step));
+  key = Mix(key ^ static_cast<uint64_t>(arguments.first_sequence + sequence));
+  key = Mix(key ^ static_cast<uint64_t>(arguments.layer));
+  return Mix(key ^ static_cast<uint64_t>(arguments.module));
+}
+
+LONGSPAN_HOST_DEVICE inline bool IsKept(uint64_t key, uint64_t element, uint32_t threshold) {
+  return static_cast<uint32_t>(Mix(key ^ element) >> 32) >= threshold;
+}
+
+}  // namespace longspan::kernels::dropout

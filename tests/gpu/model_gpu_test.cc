@@ -1,0 +1,228 @@
+// The training step on a GPU beside the same step on the CPU, for every method and family, and its memory policies
+// beside each other.
+#include <ATen/Parallel.h>
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "tests/trainer/tiny_llama.h"
+#include "worker/planner/rank_memory.h"
+#include "worker/trainer/gpu/gpu_device.h"
+#include "worker/trainer/memory/counting_allocator.h"
+#include "worker/trainer/memory_plan.h"
+#include "worker/trainer/optim/adamw.h"
+#include "worker/trainer/trained_tensors.h"
+
+namespace longspan::trainer {
+namespace {
+
+using namespace longspan::trainer::testing;
+using jobfile::MethodKind;
+using jobfile::TrainingDtype;
+using Gradients = std::map<std::string, at::Tensor>;
+
+const nlohmann::json kFamilies[] = {{{"head_dim", 16}},
+                                    {{"head_dim", 16}, {"architectures", {"Qwen3ForCausalLM"}}},
+                                    {{"head_dim", 16}, {"attention_bias", true}, {"mlp_bias", true}},
+                                    {{"architectures", {"GPTNeoXForCausalLM"}},
+                                     {"hidden_act", "gelu"},
+                                     {"use_parallel_residual", true},
+                                     {"rotary_pct", 0.5}}};
+
+class ModelGpuTest : public ::testing::Test {
+ protected:
+  ModelGpuTest() {
+    if (gpu::Count() == 0) throw std::runtime_error("no GPU");
+    shape_.hidden = 64;
+    shape_.heads = 4;
+    shape_.layers = 3;
+    shape_.vocab = 200;
+  }
+  void UseFamily(const nlohmann::json& changes) {
+    shape_.changes = changes;
+    shape_.key_value_heads = changes.contains("rotary_pct") ? 4 : 2;
+    WriteTinyModel(folder_.path(), shape_);
+  }
+  ModelOptions Options(at::Device device, TrainingDtype dtype, MethodKind method) const {
+    ModelOptions options;
+    options.device = device;
+    options.spec = TinySpec(folder_.path(), 128);
+    options.spec.method.kind = method;
+    options.spec.attention.group_size = 32;
+    options.spec.training.dtype = dtype;
+    options.memory.tile_tokens = 48;
+    options.memory.loss_tile_tokens = 40;
+    return options;
+  }
+  // The loss comes as a gradient of that name.
+  Gradients Run(const ModelOptions& options) const {
+    const std::unique_ptr<CausalLm> model = CausalLm::Load(options);
+    RandomizeTrainables(model.get());
+    Batch batch;
+    batch.input_ids = batch.labels = RandomIds(2, 128, shape_.vocab);
+    model->ZeroGradients();
+    const LossSum sum = model->ForwardBackward(batch);
+    Gradients gradients;
+    gradients["loss"] = at::full({1}, sum.loss);
+    for (const Trainable& trainable : model->trainables()) {
+      gradients[trainable.name] = trainable.gradient.to(at::kCPU);
+    }
+    return gradients;
+  }
+  // B is zero at first, which would hide errors in A.
+  static void RandomizeTrainables(CausalLm* model) {
+    int64_t seed = 1;
+    for (Trainable& trainable : model->trainables()) {
+      if (!trainable.is_lora) continue;
+      const at::Tensor drawn = at::empty(trainable.value.sizes(), at::kFloat)
+                                   .normal_(0, 0.05, at::detail::createCPUGenerator(static_cast<uint64_t>(seed++)));
+      trainable.value.copy_(drawn);
+    }
+    model->ValuesChanged();
+  }
+
+  TinyShape shape_;
+  TemporaryFolder folder_;
+};
+
+TEST_F(ModelGpuTest, Fp32IsTheCpuWithinRounding) {
+  for (const nlohmann::json& family : kFamilies) {
+    UseFamily(family);
+    for (const MethodKind method :
+         {MethodKind::kFull, MethodKind::kLora, MethodKind::kLongLora, MethodKind::kQlongLora}) {
+      const Gradients expected = Run(Options(at::kCPU, TrainingDtype::kFp32, method));
+      const Gradients actual = Run(Options(at::kCUDA, TrainingDtype::kFp32, method));
+      ASSERT_EQ(actual.size(), expected.size());
+      for (const auto& [name, value] : expected) {
+        EXPECT_LT(RelativeError(actual.at(name), value), 1e-4) << name << " of " << family.dump();
+      }
+    }
+  }
+}
+
+// At most twice as far from fp32 as the CPU's own bf16 is.
+TEST_F(ModelGpuTest, Bf16IsAsNearToFp32AsTheCpusIs) {
+  for (const nlohmann::json& family : kFamilies) {
+    UseFamily(family);
+    for (const MethodKind method :
+         {MethodKind::kFull, MethodKind::kLora, MethodKind::kLongLora, MethodKind::kQlongLora}) {
+      const Gradients exact = Run(Options(at::kCPU, TrainingDtype::kFp32, method));
+      const Gradients on_cpu = Run(Options(at::kCPU, TrainingDtype::kBf16, method));
+      const Gradients on_gpu = Run(Options(at::kCUDA, TrainingDtype::kBf16, method));
+      for (const auto& [name, value] : exact) {
+        EXPECT_LE(RelativeError(on_gpu.at(name), value), 2 * RelativeError(on_cpu.at(name), value) + 1e-3)
+            << name << " of " << family.dump();
+      }
+    }
+  }
+}
+
+TEST_F(ModelGpuTest, EveryMemoryPolicyGivesTheSameBits) {
+  UseFamily(kFamilies[0]);
+  shape_.layers = 5;
+  WriteTinyModel(folder_.path(), shape_);
+  for (const bool plans_buffers : {false, true}) {
+    ModelOptions options = Options(at::kCUDA, TrainingDtype::kBf16, MethodKind::kLongLora);
+    options.plans_buffers = plans_buffers;
+    const Gradients expected = Run(options);
+    for (int keep = 0; keep < 5; ++keep) {
+      for (const int64_t every : {1, 2}) {
+        for (const int64_t host : {0, 3}) {
+          options.memory.keep = static_cast<KeepPolicy>(keep);
+          options.memory.checkpoint_every = every;
+          options.memory.host_layers = host;
+          for (const auto& [name, gradient] : Run(options)) {
+            EXPECT_TRUE(at::equal(gradient, expected.at(name)))
+                << name << ", keep " << keep << ", every " << every << ", host " << host;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_F(ModelGpuTest, ATokenNeverChangesAnOutputBeforeIt) {
+  UseFamily(kFamilies[0]);
+  const std::unique_ptr<CausalLm> model =
+      CausalLm::Load(Options(at::kCUDA, TrainingDtype::kBf16, MethodKind::kLongLora));
+  const at::Tensor ids = RandomIds(1, 120, shape_.vocab);
+  const at::Tensor before = model->TrainingLogits(ids);
+  for (const int64_t changed : {1, 16, 31, 32, 33, 64, 119}) {
+    const at::Tensor other = ids.clone();
+    other[0][changed] = (ids[0][changed] + 1) % shape_.vocab;
+    const at::Tensor after = model->TrainingLogits(other);
+    EXPECT_TRUE(at::equal(after.narrow(1, 0, changed), before.narrow(1, 0, changed))) << "token " << changed;
+    EXPECT_FALSE(at::equal(after[0][changed], before[0][changed]));
+  }
+}
+
+TEST_F(ModelGpuTest, OptimizerStepsAreThoseOfTheCpu) {
+  UseFamily(kFamilies[0]);
+  const auto values_after_steps = [&](at::Device device) {
+    const std::unique_ptr<CausalLm> model =
+        CausalLm::Load(Options(device, TrainingDtype::kFp32, MethodKind::kLongLora));
+    RandomizeTrainables(model.get());
+    const std::vector<at::Tensor> gradients = trainer::Gradients(*model);
+    AdamW optimizer(OptimizedTensors(*model), AdamWOptions{});
+    Batch batch;
+    batch.input_ids = batch.labels = RandomIds(2, 128, shape_.vocab);
+    for (int step = 0; step < 3; ++step) {
+      model->ZeroGradients();
+      const LossSum sum = model->ForwardBackward(batch);
+      for (at::Tensor gradient : gradients) gradient.mul_(1.0 / static_cast<double>(sum.tokens));
+      ClipGradients(gradients, GlobalNorm(gradients), 0.5);
+      optimizer.Step(1e-3);
+      model->ValuesChanged();
+    }
+    std::map<std::string, at::Tensor> values;
+    for (const Trainable& trainable : model->trainables()) values[trainable.name] = trainable.value.to(at::kCPU);
+    return values;
+  };
+  const auto expected = values_after_steps(at::kCPU);
+  for (const auto& [name, value] : values_after_steps(at::kCUDA)) {
+    EXPECT_LT(RelativeError(value, expected.at(name)), 1e-3) << name;
+  }
+}
+
+TEST_F(ModelGpuTest, TheDevicesPeakIsPredictedWithin5Percent) {
+  shape_.hidden = 512;
+  shape_.intermediate = 1376;
+  shape_.heads = 8;
+  shape_.vocab = 8192;
+  shape_.layers = 6;
+  shape_.max_position = 8192;
+  shape_.changes = {{"head_dim", 64}};
+  shape_.key_value_heads = 8;
+  WriteTinyModel(folder_.path(), shape_);
+  for (const auto keep : {KeepPolicy::kInput, KeepPolicy::kAttentionOutput, KeepPolicy::kGateUp}) {
+    for (const int64_t host : {0, 3}) {
+      MemoryPlanOptions plan;
+      plan.spec = TinySpec(folder_.path(), 8192);
+      plan.spec.training.global_batch = 1;
+      plan.device = at::kCUDA;
+      const planner::PlannedJob job = PlannedJobFor(plan);
+      ModelOptions options;
+      options.device = at::kCUDA;
+      options.spec = job.spec;
+      options.memory = {keep, 1, host, 1024, 512};
+      const int64_t planned = planner::MemoryOfRank(job, options.memory).device_bytes();
+      const int64_t before = DeviceMemoryNow(at::kCUDA).live_bytes;
+      const std::unique_ptr<CausalLm> model = CausalLm::Load(options);
+      AdamW optimizer(OptimizedTensors(*model), AdamWOptions{});
+      Batch batch;
+      batch.input_ids = batch.labels = RandomIds(1, 8192, shape_.vocab);
+      model->ForwardBackward(batch);
+      ResetDeviceMemoryPeak(at::kCUDA);
+      model->ZeroGradients();
+      model->ForwardBackward(batch);
+      optimizer.Step(1e-4);
+      const auto peak = static_cast<double>(DeviceMemoryNow(at::kCUDA).peak_bytes - before);
+      EXPECT_LT(std::abs(peak / static_cast<double>(planned) - 1), 0.05)
+          << "keep " << static_cast<int>(keep) << ", host " << host << ": planned " << planned << ", counted " << peak;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace longspan::trainer

@@ -1,0 +1,121 @@
+#include "worker/trainer/attention/dense_attention.h"
+
+#include <spdlog/spdlog.h>
+
+#include <mutex>
+#include <tuple>
+
+namespace longspan::trainer {
+namespace {
+
+enum class GpuKernel { kCudnn, kFlash, kEfficient };
+
+// Memory-efficient attention keeps logsumexps of rows that are padded to a multiple of this.
+constexpr int64_t kEfficientRows = 32;
+
+GpuKernel ChooseGpuKernel(const at::Tensor& q, const at::Tensor& k) {
+  const int64_t head_dim = q.size(3);
+  if (q.scalar_type() == at::kFloat) return GpuKernel::kEfficient;
+  TORCH_CHECK(q.scalar_type() == at::kBFloat16 && head_dim % 8 == 0 && head_dim <= 256, "attention of ",
+              q.scalar_type(), " heads of ", head_dim, " on a GPU; it knows bf16 in multiples of 8 up to 256");
+  return q.size(1) == k.size(1) && head_dim <= 128 ? GpuKernel::kCudnn : GpuKernel::kFlash;
+}
+
+GpuKernel KernelFor(const at::Tensor& q, const at::Tensor& k) {
+  static std::once_flag told[3];
+  static constexpr const char* kNames[] = {"cuDNN", "flash attention", "memory-efficient attention"};
+  const GpuKernel kernel = ChooseGpuKernel(q, k);
+  std::call_once(told[static_cast<int>(kernel)], [&] {
+    spdlog::info("attention on the GPU by {} ({} query heads on {} key/value heads of {})",
+                 kNames[static_cast<int>(kernel)], q.size(1), k.size(1), q.size(3));
+  });
+  return kernel;
+}
+
+// Without dropout no kernel reads the state of the random numbers, but each wants one.
+at::Tensor NoRandomState(const at::Tensor& q) { return at::zeros({2}, q.options().dtype(at::kLong)); }
+
+// Heads of k and v as many as those of q, for kernels that know no groups.
+at::Tensor Repeated(const at::Tensor& heads, int64_t query_heads) {
+  return heads.size(1) == query_heads ? heads : heads.repeat_interleave(query_heads / heads.size(1), 1);
+}
+at::Tensor AddedUp(const at::Tensor& gradient, int64_t key_value_heads) {
+  if (gradient.size(1) == key_value_heads) return gradient;
+  return gradient.unflatten(1, {key_value_heads, -1}).sum(2);
+}
+
+DenseOutput GpuForward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal) {
+  DenseOutput result;
+  switch (KernelFor(q, k)) {
+    case GpuKernel::kCudnn: {
+      const auto all = at::_scaled_dot_product_cudnn_attention(q, k, v, /*attn_bias=*/{}, /*compute_log_sumexp=*/true,
+                                                               /*dropout_p=*/0.0, causal);
+      result = {std::get<0>(all), std::get<1>(all)};
+      break;
+    }
+    case GpuKernel::kFlash: {
+      const auto all = at::_scaled_dot_product_flash_attention(q, k, v, /*dropout_p=*/0.0, causal);
+      result = {std::get<0>(all), std::get<1>(all)};
+      break;
+    }
+    case GpuKernel::kEfficient: {
+      const auto all = at::_scaled_dot_product_efficient_attention(q, Repeated(k, q.size(1)), Repeated(v, q.size(1)),
+                                                                   /*attn_bias=*/{}, /*compute_log_sumexp=*/true,
+                                                                   /*dropout_p=*/0.0, causal);
+      result = {std::get<0>(all), std::get<1>(all).narrow(2, 0, q.size(2))};
+      break;
+    }
+  }
+  result.logsumexp = result.logsumexp.reshape({q.size(0), q.size(1), q.size(2)});
+  return result;
+}
+
+DenseGradients GpuBackward(const DenseInputs& inputs, const at::Tensor& out_gradient) {
+  const at::Tensor &q = inputs.q, &k = inputs.k, &v = inputs.v;
+  const at::Tensor state = NoRandomState(q);
+  DenseGradients gradients;
+  switch (KernelFor(q, k)) {
+    case GpuKernel::kCudnn:
+      std::tie(gradients.q, gradients.k, gradients.v) = at::_scaled_dot_product_cudnn_attention_backward(
+          out_gradient, q, k, v, inputs.out, inputs.logsumexp.contiguous().unsqueeze(-1), state.select(0, 0),
+          state.select(0, 1), /*attn_bias=*/{}, /*cum_seq_q=*/{}, /*cum_seq_k=*/{}, q.size(2), k.size(2),
+          /*dropout_p=*/0.0, inputs.causal);
+      break;
+    case GpuKernel::kFlash:
+      std::tie(gradients.q, gradients.k, gradients.v) = at::_scaled_dot_product_flash_attention_backward(
+          out_gradient, q, k, v, inputs.out, inputs.logsumexp.contiguous(), /*cum_seq_q=*/{}, /*cum_seq_k=*/{},
+          q.size(2), k.size(2), /*dropout_p=*/0.0, inputs.causal, state, at::empty({}, state.options()));
+      break;
+    case GpuKernel::kEfficient: {
+      const int64_t rows = (q.size(2) + kEfficientRows - 1) / kEfficientRows * kEfficientRows;
+      const at::Tensor padded = at::zeros({q.size(0), q.size(1), rows}, inputs.logsumexp.options());
+      padded.narrow(2, 0, q.size(2)).copy_(inputs.logsumexp);
+      const auto all = at::_scaled_dot_product_efficient_attention_backward(
+          out_gradient, q, Repeated(k, q.size(1)), Repeated(v, q.size(1)), /*attn_bias=*/{}, inputs.out, padded,
+          state.select(0, 0), state.select(0, 1), /*dropout_p=*/0.0, {true, true, true, false}, inputs.causal);
+      gradients = {std::get<0>(all), AddedUp(std::get<1>(all), k.size(1)), AddedUp(std::get<2>(all), k.size(1))};
+      break;
+    }
+  }
+  return gradients;
+}
+
+}  // namespace
+
+DenseOutput DenseForward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal) {
+  if (q.is_cuda()) return GpuForward(q, k, v, causal);
+  DenseOutput result;
+  std::tie(result.out, result.logsumexp) =
+      at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, /*dropout_p=*/0.0, causal);
+  return result;
+}
+
+DenseGradients DenseBackward(const DenseInputs& inputs, const at::Tensor& out_gradient) {
+  if (inputs.q.is_cuda()) return GpuBackward(inputs, out_gradient);
+  DenseGradients gradients;
+  std::tie(gradients.q, gradients.k, gradients.v) = at::_scaled_dot_product_flash_attention_for_cpu_backward(
+      out_gradient, inputs.q, inputs.k, inputs.v, inputs.out, inputs.logsumexp, /*dropout_p=*/0.0, inputs.causal);
+  return gradients;
+}
+
+}  // namespace longspan::trainer

@@ -1,0 +1,64 @@
+#include "worker/trainer/device.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include "worker/trainer/errors.h"
+#include "worker/trainer/gpu/gpu_device.h"
+
+namespace longspan::trainer {
+namespace {
+
+constexpr int kCapabilityMin = 80;  // Ampere: bf16
+constexpr const char* kUnknownGpu = "NVIDIA A100";
+
+}  // namespace
+
+at::Device ChooseDevice(const std::string& wanted) {
+  if (wanted != "auto" && wanted != "cpu" && wanted != "cuda") {
+    throw SpecError(fmt::format("--device is {}; it must be auto, cpu or cuda", wanted));
+  }
+  const int64_t gpus = wanted == "cpu" ? 0 : gpu::Count();
+  if (gpus == 0) {
+    if (wanted == "cuda") {
+      throw SpecError(gpu::IsBuilt() ? "--device is cuda, but no GPU is to be seen: is there a driver, and does "
+                                       "CUDA_VISIBLE_DEVICES name one?"
+                                     : "--device is cuda, but this program was built without CUDA");
+    }
+    return at::kCPU;
+  }
+  const gpu::Description device = gpu::Describe();
+  if (device.compute_capability < kCapabilityMin) {
+    const std::string found = fmt::format("{} has compute capability {}.{}, and 8.0 is the least", device.name,
+                                          device.compute_capability / 10, device.compute_capability % 10);
+    if (wanted == "cuda") throw SpecError(found);
+    spdlog::warn("{}: training on the CPU", found);
+    return at::kCPU;
+  }
+  spdlog::info("training on {} with {} MiB", device.name, device.memory_bytes >> 20);
+  return {at::kCUDA, 0};
+}
+
+jobfile::JobSpec SpecOn(at::Device device, jobfile::JobSpec spec) {
+  if (!spec.training.dtype) {
+    spec.training.dtype = device.is_cuda() ? jobfile::TrainingDtype::kBf16 : jobfile::TrainingDtype::kFp32;
+  }
+  return spec;
+}
+
+planner::DeviceProfile ProfileOf(at::Device device, int64_t threads) {
+  if (device.is_cpu()) return planner::CpuProfile(threads);
+  const std::string name = gpu::Describe().name;
+  if (const auto known = planner::ProfileOf(name, threads)) return *known;
+  planner::DeviceProfile profile = planner::ProfileOf(kUnknownGpu, threads).value();
+  profile.name = name;
+  return profile;
+}
+
+int64_t MemoryBytesOf(at::Device device) {
+  if (device.is_cuda()) return gpu::Describe().memory_bytes;
+  return int64_t{::sysconf(_SC_PHYS_PAGES)} * ::sysconf(_SC_PAGESIZE);
+}
+
+}  // namespace longspan::trainer

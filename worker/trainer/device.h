@@ -1,0 +1,26 @@
+// What a rank trains on, chosen once at its start.
+#pragma once
+
+#include <c10/core/Device.h>
+
+#include <cstdint>
+#include <string>
+
+#include "proto/jobfile/job_spec.h"
+#include "worker/planner/device_profile.h"
+
+namespace longspan::trainer {
+
+// "cpu"; "cuda", the first GPU that this process sees; "auto": that one where there is one, else the CPU. Says in the
+// log which it is. SpecError when there is no GPU but one is asked for.
+at::Device ChooseDevice(const std::string& wanted);
+
+// With what the job leaves to the device filled in: the type in which it computes.
+jobfile::JobSpec SpecOn(at::Device device, jobfile::JobSpec spec);
+
+// The built-in rates of it. A GPU that the planner does not know gets those of the slowest that it does.
+planner::DeviceProfile ProfileOf(at::Device device, int64_t threads);
+// All that it has.
+int64_t MemoryBytesOf(at::Device device);
+
+}  // namespace longspan::trainer
