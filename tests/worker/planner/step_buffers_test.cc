@@ -99,7 +99,7 @@ TEST(Arena, IsAsLargeAsTheFullestStageAndNotMuchLarger) {
     // Rounding up to the alignment is most of it where there is one row.
     if (shape.rows > 60) worst = std::max(worst, static_cast<double>(arena) / static_cast<double>(fullest));
   });
-  EXPECT_LT(worst, 1.5);
+  EXPECT_LT(worst, 1.2);
   RecordProperty("worst", std::to_string(worst));
 }
 
