@@ -30,7 +30,7 @@ constexpr uint8_t kStop = 1, kCheckpointNow = 2, kStopWithoutCheckpoint = 4;
 
 struct CommandLine {
   std::string command, spec, work, job = "job", resume_from, manifest_sha256, advertise_address = "127.0.0.1", store,
-                                   checkpoint;
+                                   checkpoint, device = "cpu";
   int64_t attempt = 1, rank = 0, world_size = 1, threads = 1, lines_out_fd = -1, lines_in_fd = -1, slot_memory = 0;
 };
 
@@ -51,7 +51,8 @@ CommandLine ParseCommandLine(int argc, char** argv) {
                                                      {"--manifest-sha256", &line.manifest_sha256},
                                                      {"--checkpoint", &line.checkpoint},
                                                      {"--store", &line.store},
-                                                     {"--advertise-address", &line.advertise_address}};
+                                                     {"--advertise-address", &line.advertise_address},
+                                                     {"--device", &line.device}};
   const std::map<std::string, int64_t*> numbers = {
       {"--attempt", &line.attempt},           {"--rank", &line.rank},
       {"--world-size", &line.world_size},     {"--threads", &line.threads},

@@ -372,16 +372,23 @@ ChildOptions Daemon::CommandOf(const v1::DesiredRank& desired, const std::string
                        options_.advertise_address,
                        "--resume-from",
                        desired.resume_from().empty() ? "none" : desired.resume_from()};
-  for (const v1::Slot& slot : options_.slots) {
-    if (slot.index() != desired.slot() || slot.memory_bytes() <= 0) continue;
-    options.arguments.insert(options.arguments.end(), {"--slot-memory", std::to_string(slot.memory_bytes())});
+  const auto slot = std::find_if(options_.slots.begin(), options_.slots.end(),
+                                 [&](const v1::Slot& one) { return one.index() == desired.slot(); });
+  const bool known = slot != options_.slots.end();
+  const std::string gpu = known ? slot->uuid() : "";
+  if (known && slot->memory_bytes() > 0) {
+    options.arguments.insert(options.arguments.end(), {"--slot-memory", std::to_string(slot->memory_bytes())});
   }
+  options.arguments.insert(options.arguments.end(), {"--device", gpu.empty() ? "cpu" : "cuda"});
   if (!desired.resume_from().empty()) {
     options.arguments.insert(options.arguments.end(), {"--manifest-sha256", desired.manifest_sha256()});
   }
   options.environment = AllowedEnvironment(environ);
-  std::erase_if(options.environment, [](const std::string& entry) { return entry.starts_with("OMP_NUM_THREADS="); });
+  std::erase_if(options.environment, [](const std::string& entry) {
+    return entry.starts_with("OMP_NUM_THREADS=") || entry.starts_with("CUDA_VISIBLE_DEVICES=");
+  });
   options.environment.push_back(fmt::format("OMP_NUM_THREADS={}", threads));
+  options.environment.push_back("CUDA_VISIBLE_DEVICES=" + gpu);  // a rank sees its own GPU, or none
   if (!options_.interface.empty()) {
     options.environment.push_back("NCCL_SOCKET_IFNAME=" + options_.interface);
     options.environment.push_back("GLOO_SOCKET_IFNAME=" + options_.interface);

@@ -16,6 +16,19 @@ std::vector<v1::Slot> CpuSlots(int64_t slots, int64_t machine_memory_bytes) {
   return result;
 }
 
+std::vector<v1::Slot> GpuSlots(const std::vector<Gpu>& gpus) {
+  std::vector<v1::Slot> slots;
+  for (const Gpu& gpu : gpus) {
+    v1::Slot& slot = slots.emplace_back();
+    slot.set_index(static_cast<int64_t>(slots.size()) - 1);
+    slot.set_device(gpu.name);
+    slot.set_memory_bytes(gpu.memory_bytes);
+    slot.set_uuid(gpu.uuid);
+    slot.set_compute_capability(gpu.compute_capability);
+  }
+  return slots;
+}
+
 int64_t MachineMemoryBytes(const std::string& proc, const std::string& cgroup) {
   int64_t total = 0;
   std::ifstream meminfo(proc + "/meminfo");

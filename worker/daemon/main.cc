@@ -32,7 +32,7 @@ struct Flags {
   std::string storage;
   std::string state_dir;
   std::string name;
-  int64_t slots = 1;
+  std::optional<int64_t> cpu_slots;
   std::string trainer;
   std::string advertise_address = "127.0.0.1";
   std::string interface;
@@ -63,7 +63,11 @@ void AddFlags(CLI::App& app, Flags& flags) {
       ->check(CLI::ExistingDirectory);
   app.add_option("--state-dir", flags.state_dir, "folder of this daemon on a local disk")->required();
   app.add_option("--name", flags.name, "name of this worker, unique in the cluster")->default_val(HostName());
-  app.add_option("--slots", flags.slots, "CPU slots to offer")->default_val(1)->check(CLI::Range(0, 4096));
+  app.add_option(
+         "--slots", flags.cpu_slots,
+         "CPU slots to offer instead of GPUs; absent: a slot for each GPU of CUDA_VISIBLE_DEVICES (absent: of the "
+         "machine), or one CPU slot where there is none")
+      ->check(CLI::Range(0, 4096));
   app.add_option("--trainer", flags.trainer, "path of longspan-trainer")->default_val(TrainerBesideThisProgram());
   app.add_option("--advertise-address", flags.advertise_address,
                  "host or address at which other machines reach this one's ranks and metrics")
@@ -154,6 +158,31 @@ class LeaveOnSignal {
   std::thread thread_;
 };
 
+// What is offered, and the GPUs to read metrics of.
+struct Offer {
+  std::vector<longspan::v1::Slot> slots;
+  std::unique_ptr<longspan::worker::Gpus> gpus;  // null: none, or CPU slots are offered
+};
+
+absl::StatusOr<Offer> OfferOf(const std::optional<int64_t>& cpu_slots) {
+  using namespace longspan::worker;
+  Offer offer;
+  if (!cpu_slots) {
+    auto gpus = Gpus::Open();
+    if (!gpus.ok() && gpus.status().code() != absl::StatusCode::kNotFound) return gpus.status();
+    if (gpus.ok()) {
+      const char* const names = std::getenv("CUDA_VISIBLE_DEVICES");
+      const auto visible =
+          VisibleGpus((*gpus)->all(), names == nullptr ? std::nullopt : std::optional<std::string>(names));
+      if (!visible.ok()) return visible.status();
+      offer.slots = GpuSlots(*visible);
+      if (!offer.slots.empty()) offer.gpus = *std::move(gpus);
+    }
+  }
+  if (offer.slots.empty()) offer.slots = CpuSlots(cpu_slots.value_or(1), MachineMemoryBytes());
+  return offer;
+}
+
 absl::Status Serve(const Flags& flags) {
   using namespace longspan::worker;
   auto token = ReadToken(flags.token_file);
@@ -171,12 +200,15 @@ absl::Status Serve(const Flags& flags) {
   if (access(flags.trainer.c_str(), X_OK) != 0) {
     return absl::InvalidArgumentError(fmt::format("{} is no program: give --trainer", flags.trainer));
   }
+  auto offer = OfferOf(flags.cpu_slots);
+  if (!offer.ok()) return offer.status();
   auto channel = longspan::OpenChannel(flags.server);
   if (!channel.ok()) return channel.status();
   auto state_dir = StateDir::Open(flags.state_dir);
   if (!state_dir.ok()) return state_dir.status();
 
   WorkerMetrics metrics;
+  metrics.WatchGpus(offer->gpus.get());
   auto http = MetricsHttp::Start({listen->first, listen->second, [&metrics] { return metrics.Scrape(); }});
   if (!http.ok()) return http.status();
 
@@ -190,7 +222,7 @@ absl::Status Serve(const Flags& flags) {
   options.version = LONGSPAN_VERSION;
   options.token = *token;
   options.http_port = (*http)->port();
-  options.slots = CpuSlots(flags.slots, MachineMemoryBytes());
+  options.slots = offer->slots;
   options.labels = *labels;
   options.supervisor.kill_grace = absl::Seconds(flags.kill_grace_seconds);
   options.schedule.seed = std::random_device()();
@@ -201,8 +233,9 @@ absl::Status Serve(const Flags& flags) {
     absl::Status written = WriteFileWhole(flags.port_file, fmt::format("{{\"http_port\": {}}}\n", (*http)->port()));
     if (!written.ok()) return written;
   }
-  spdlog::info("longspan-worker {} offers {} slots to {}, metrics on {}:{}", flags.name, flags.slots,
-               flags.server.address, listen->first, (*http)->port());
+  spdlog::info("longspan-worker {} offers {} slots ({}) to {}, metrics on {}:{}", flags.name, offer->slots.size(),
+               offer->slots.empty() ? "none" : offer->slots[0].device(), flags.server.address, listen->first,
+               (*http)->port());
   return daemon.Run();
 }
 

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <string_view>
 #include <utility>
 
@@ -187,7 +188,48 @@ WorkerMetrics::WorkerMetrics(absl::Duration kept_after_end)
 
 WorkerMetrics::~WorkerMetrics() = default;
 
-std::string WorkerMetrics::Scrape() const { return prometheus::TextSerializer().Serialize(registry_.Collect()); }
+// What a GPU cannot tell is NaN, as Prometheus says it.
+struct WorkerMetrics::GpuSeries {
+  Gauge& utilization;
+  Gauge& memory_used;
+  Gauge& temperature;
+  Gauge& power;
+};
+
+void WorkerMetrics::WatchGpus(const Gpus* gpus) {
+  gpus_ = gpus;
+  if (gpus == nullptr) return;
+  auto& total = Add(BuildGauge(), registry_, "longspan_gpu_memory_total_bytes", "Memory of the GPU.");
+  auto& utilization = Add(BuildGauge(), registry_, "longspan_gpu_utilization_ratio",
+                          "Share of time in which the GPU ran a kernel, as the driver averages it.");
+  auto& used = Add(BuildGauge(), registry_, "longspan_gpu_memory_used_bytes", "Memory of the GPU that is in use.");
+  auto& temperature = Add(BuildGauge(), registry_, "longspan_gpu_temperature_celsius", "Temperature of the GPU.");
+  auto& power = Add(BuildGauge(), registry_, "longspan_gpu_power_watts", "Power that the GPU draws.");
+  for (size_t index = 0; index < gpus->all().size(); ++index) {
+    const Gpu& gpu = gpus->all()[index];
+    const Labels labels = {{"gpu", std::to_string(index)}, {"uuid", gpu.uuid}, {"name", gpu.name}};
+    total.Add(labels).Set(static_cast<double>(gpu.memory_bytes));
+    gpu_series_.push_back({utilization.Add(labels), used.Add(labels), temperature.Add(labels), power.Add(labels)});
+  }
+}
+
+void WorkerMetrics::ReadGpus() const {
+  const std::lock_guard lock(gpus_mutex_);
+  const double nothing = std::numeric_limits<double>::quiet_NaN();
+  for (size_t index = 0; index < gpu_series_.size(); ++index) {
+    const GpuReading reading = gpus_->Read(index);
+    const GpuSeries& series = gpu_series_[index];
+    series.utilization.Set(reading.utilization.value_or(nothing));
+    series.memory_used.Set(reading.memory_used_bytes ? static_cast<double>(*reading.memory_used_bytes) : nothing);
+    series.temperature.Set(reading.temperature_celsius.value_or(nothing));
+    series.power.Set(reading.power_watts.value_or(nothing));
+  }
+}
+
+std::string WorkerMetrics::Scrape() const {
+  ReadGpus();
+  return prometheus::TextSerializer().Serialize(registry_.Collect());
+}
 
 WorkerMetrics::Job& WorkerMetrics::JobOf(const RankKey& key, bool fresh) {
   std::unique_ptr<Job>& job = jobs_[key.job_id];

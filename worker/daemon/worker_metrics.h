@@ -13,11 +13,13 @@
 
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
 #include "longspan/v1/fleet_service.pb.h"
 #include "proto/trainer_lines/trainer_lines.h"
+#include "worker/daemon/gpus.h"
 #include "worker/daemon/rank_key.h"
 
 namespace longspan::worker {
@@ -26,6 +28,10 @@ class WorkerMetrics {
  public:
   explicit WorkerMetrics(absl::Duration kept_after_end = absl::Minutes(5));
   ~WorkerMetrics();
+
+  // GPUs that are read at every scrape, one at a time; null: none. They outlive this object. Call before the first
+  // scrape.
+  void WatchGpus(const Gpus* gpus);
 
   // Text format 0.0.4.
   std::string Scrape() const;
@@ -46,9 +52,11 @@ class WorkerMetrics {
   template <class Metric>
   using Family = prometheus::Family<Metric>;
   struct Families;
+  struct GpuSeries;
   // The series of one job, and what removes them.
   struct Job;
 
+  void ReadGpus() const;
   Job& JobOf(const RankKey& key, bool fresh);
   void TakeProgress(Job& job, const lines::Progress& progress, absl::Time wall);
 
@@ -56,6 +64,9 @@ class WorkerMetrics {
   prometheus::Registry registry_;
   std::unique_ptr<Families> families_;
   std::map<std::string, std::unique_ptr<Job>> jobs_;
+  const Gpus* gpus_ = nullptr;
+  std::vector<GpuSeries> gpu_series_;  // of each
+  mutable std::mutex gpus_mutex_;      // of reading them: scrapes may come from several threads
 };
 
 }  // namespace longspan::worker

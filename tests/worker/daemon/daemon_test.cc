@@ -37,7 +37,7 @@ class DaemonTest : public ::testing::Test {
     options.advertise_address = "127.0.0.1";
     options.trainer = trainer;
     options.storage = scratch_ / "storage";
-    options.slots = CpuSlots(2, 1 << 30);
+    options.slots = slots_;
     options.labels = {{"zone", "test"}};
     options.supervisor.kill_grace = absl::Milliseconds(200);
     options.supervisor.progress_interval = absl::Milliseconds(20);
@@ -95,6 +95,7 @@ class DaemonTest : public ::testing::Test {
   std::unique_ptr<StateDir> state_dir_;
   std::unique_ptr<Daemon> daemon_;
   std::thread thread_;
+  std::vector<v1::Slot> slots_ = CpuSlots(2, 1 << 30);
   const RankKey key_{"job-1", 1, 0};
   const std::string spec_ = R"({"name": "test", "model": {"path": "/models/none"}, "data": {"sources": ["/data/none"]},
       "context_length": 64, "training": {"steps": 20, "global_batch": 2}, "resources": {"slots": 2},
@@ -130,11 +131,30 @@ TEST_F(DaemonTest, RunsARankWithItsCommandLineAndUploadsItsLog) {
               HasSubstr(" --work " + scratch_ / "storage/jobs/job-1" +
                         " --job job-1 --attempt 1 --rank 0 --world-size 1 --lines-out-fd 3 --lines-in-fd 4 --threads 2 "
                         "--advertise-address 127.0.0.1 --resume-from step-00000010.attempt-1 --slot-memory 536870912 "
-                        "--manifest-sha256 ab12\n"));
+                        "--device cpu --manifest-sha256 ab12\n"));
   EXPECT_THAT(log, HasSubstr("run " + state_dir_->path() + "/ranks/job-1.attempt-1.rank-0/spec.json"));
   EXPECT_THAT(log, HasSubstr("\n{\"name\": \"test\"} 2\n"));
   // The acknowledged end is not reported again, and does not start again though it is still wanted.
   ASSERT_TRUE(fleet_.WaitFor([&](const FakeFleet& fleet) { return !fleet.InNewestReport(key_); }));
+}
+
+TEST_F(DaemonTest, ARankSeesTheGpuOfItsSlotAndNoOther) {
+  slots_ = GpuSlots({{"NVIDIA H200", "GPU-aaaa", 150'000'000'000, "9.0"}, {"NVIDIA H200", "GPU-bbbb", 1000, "9.0"}});
+  StartDaemon(scratch_.Script(
+      "trainer", std::string(kHello) + "echo \"$@\"\necho \"sees [$CUDA_VISIBLE_DEVICES]\" >&2\n" + kDone));
+  const RankKey second{"job-1", 1, 1};
+  fleet_.Want(Desired(second, 2));
+  ASSERT_TRUE(WaitForExit(second));
+  ASSERT_TRUE(
+      fleet_.WaitFor([&](const FakeFleet& fleet) { return fleet.Log(second).find("sees [") != std::string::npos; }));
+  const std::string log = fleet_.Locked([&](const FakeFleet& fleet) { return fleet.Log(second); });
+  EXPECT_THAT(log, HasSubstr(" --slot-memory 1000 --device cuda"));
+  EXPECT_THAT(log, HasSubstr("sees [GPU-bbbb]\n"));
+  const v1::SynchronizeRequest request = fleet_.Locked([](const FakeFleet& fleet) { return fleet.newest(); });
+  EXPECT_EQ(request.slots(0).device(), "NVIDIA H200");
+  EXPECT_EQ(request.slots(0).uuid(), "GPU-aaaa");
+  EXPECT_EQ(request.slots(0).memory_bytes(), 150'000'000'000);
+  EXPECT_EQ(request.slots(0).compute_capability(), "9.0");
 }
 
 TEST_F(DaemonTest, AFailureBringsItsWordsAndTheTailOfTheLog) {

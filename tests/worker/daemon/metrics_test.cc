@@ -6,6 +6,8 @@
 #include <cmath>
 #include <limits>
 
+#include "tests/test_paths.h"
+#include "worker/daemon/gpus.h"
 #include "worker/daemon/metrics_http.h"
 #include "worker/daemon/worker_metrics.h"
 
@@ -47,6 +49,21 @@ TEST(WorkerMetricsTest, ShowsTheTrainingOfRankZero) {
   EXPECT_THAT(text, HasSubstr("longspan_train_last_progress_timestamp_seconds{job_id=\"job-1\"} 1700000000\n"));
   EXPECT_THAT(text, HasSubstr("longspan_checkpoint_bytes{job_id=\"job-1\"} 77\n"));
   EXPECT_THAT(text, HasSubstr("longspan_eval_perplexity{job_id=\"job-1\",length=\"1024\",model=\"extended\"} 4.5\n"));
+}
+
+TEST(WorkerMetricsTest, ShowsTheGpusAndNaNForWhatOneCannotTell) {
+  const auto gpus = Gpus::Open(longspan::testing::BinDir() / "libfake_nvml.so");
+  ASSERT_TRUE(gpus.ok()) << gpus.status();
+  WorkerMetrics metrics;
+  EXPECT_THAT(metrics.Scrape(), Not(HasSubstr("longspan_gpu_")));
+  metrics.WatchGpus(gpus->get());
+  const std::string text = metrics.Scrape();
+  const std::string second = "{gpu=\"1\",name=\"NVIDIA H200\",uuid=\"GPU-10000000-1111-2222-3333-444444444444\"} ";
+  EXPECT_THAT(text, HasSubstr("longspan_gpu_utilization_ratio" + second + "0.03"));
+  EXPECT_THAT(text, HasSubstr("longspan_gpu_memory_used_bytes" + second + "10754820097\n"));
+  EXPECT_THAT(text, HasSubstr("longspan_gpu_memory_total_bytes" + second + "150754820096\n"));
+  EXPECT_THAT(text, HasSubstr("longspan_gpu_temperature_celsius" + second + "61\n"));
+  EXPECT_THAT(text, HasSubstr("longspan_gpu_power_watts" + second + "Nan\n"));
 }
 
 TEST(WorkerMetricsTest, CountersStartAtZeroInEachAttempt) {
