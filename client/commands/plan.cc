@@ -121,9 +121,10 @@ std::string KeptText(const v1::PlanJobResponse& plan) {
 
 std::string PolicyKeys(const v1::MemorySpec& policy) {
   const auto* keep = v1::MemorySpec::Keep_descriptor()->FindValueByNumber(policy.keep());
-  return fmt::format("keep: {}, checkpoint_every: {}, host_layers: {}, tile_tokens: {}, loss_tile_tokens: {}, tile_heads: {}",
-                     keep == nullptr ? "?" : LowerCaseWord(*keep), policy.checkpoint_every(), policy.host_layers(),
-                     policy.tile_tokens(), policy.loss_tile_tokens(), policy.tile_heads());
+  return fmt::format(
+      "keep: {}, checkpoint_every: {}, host_layers: {}, tile_tokens: {}, loss_tile_tokens: {}, tile_heads: {}",
+      keep == nullptr ? "?" : LowerCaseWord(*keep), policy.checkpoint_every(), policy.host_layers(),
+      policy.tile_tokens(), policy.loss_tile_tokens(), policy.tile_heads());
 }
 
 // A name in the first columns, and text beside it, broken between words.

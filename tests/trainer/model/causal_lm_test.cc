@@ -215,8 +215,8 @@ TEST_F(CausalLmTest, TilesOfHeadsGiveTheSameBits) {
           const auto model = Load(options);
           for (int pass = 0; pass < 2; ++pass) {
             for (const auto& [name, gradient] : Gradients(model.get(), batch)) {
-              const std::string what = fmt::format("{}, keep {}, every {}, {} heads", name, static_cast<int>(keep),
-                                                   every, heads);
+              const std::string what =
+                  fmt::format("{}, keep {}, every {}, {} heads", name, static_cast<int>(keep), every, heads);
               if (name.ends_with("q_norm.weight") || name.ends_with("k_norm.weight")) {
                 EXPECT_LT(RelativeError(gradient, expected.at(name)), 1e-5) << what;
               } else {

@@ -45,16 +45,35 @@ TEST_P(KernelReferencesTest, Norms) {
     at::Tensor out = Random({6, 3, 16}), inverse = at::zeros({6, 3});
     HeadRmsNorm(x, weight, 1e-5, out, inverse);
     const at::Tensor out2 = at::zeros_like(out), inverse2 = at::zeros_like(inverse);
-    kernels::norm::ForwardReference({GetParam(), kernels::norm::Kind::kRms, {6, 3, 16}, ViewOf(x), {},
-                                     weight.data_ptr(), nullptr, 1e-5f, ViewOf(out2), inverse2.data_ptr<float>(), 3});
+    kernels::norm::ForwardReference({GetParam(),
+                                     kernels::norm::Kind::kRms,
+                                     {6, 3, 16},
+                                     ViewOf(x),
+                                     {},
+                                     weight.data_ptr(),
+                                     nullptr,
+                                     1e-5f,
+                                     ViewOf(out2),
+                                     inverse2.data_ptr<float>(),
+                                     3});
     ExpectEqual(out2, out, "forward");
     ExpectEqual(inverse2, inverse, "statistics");
     const at::Tensor in_place = gradient.clone(), in_place2 = gradient.clone();
     const at::Tensor sum = at::ones({16}), sum2 = at::ones({16});
     HeadRmsNormBackward(x, weight, inverse, in_place, {sum});
-    kernels::norm::BackwardReference({GetParam(), kernels::norm::Kind::kRms, {6, 3, 16}, ViewOf(x), weight.data_ptr(),
-                                      inverse.data_ptr<float>(), 3, ViewOf(gradient), ViewOf(in_place2),
-                                      /*adds=*/false, 1, sum2.data_ptr<float>(), sum2.data_ptr<float>()});
+    kernels::norm::BackwardReference({GetParam(),
+                                      kernels::norm::Kind::kRms,
+                                      {6, 3, 16},
+                                      ViewOf(x),
+                                      weight.data_ptr(),
+                                      inverse.data_ptr<float>(),
+                                      3,
+                                      ViewOf(gradient),
+                                      ViewOf(in_place2),
+                                      /*adds=*/false,
+                                      1,
+                                      sum2.data_ptr<float>(),
+                                      sum2.data_ptr<float>()});
     ExpectEqual(in_place2, in_place, "gradient of heads");
     ExpectEqual(sum2, sum, "gradient of the weight");
   }
@@ -64,17 +83,35 @@ TEST_P(KernelReferencesTest, Norms) {
     const at::Tensor statistics2 = at::zeros({7, 2});
     LayerNorm(flat, {weight, bias, 1e-5}, out, statistics);
     const auto view = [](const at::Tensor& all) { return kernels::norm::View{all.data_ptr(), all.stride(0), 0}; };
-    kernels::norm::ForwardReference({GetParam(), kernels::norm::Kind::kLayer, {7, 1, 16}, view(flat), {},
-                                     weight.data_ptr(), bias.data_ptr(), 1e-5f, view(out2),
-                                     statistics2.data_ptr<float>(), 1});
+    kernels::norm::ForwardReference({GetParam(),
+                                     kernels::norm::Kind::kLayer,
+                                     {7, 1, 16},
+                                     view(flat),
+                                     {},
+                                     weight.data_ptr(),
+                                     bias.data_ptr(),
+                                     1e-5f,
+                                     view(out2),
+                                     statistics2.data_ptr<float>(),
+                                     1});
     ExpectEqual(out2, out, "layer norm");
     ExpectEqual(statistics2, statistics, "its statistics");
     const at::Tensor dx = start.clone(), dx2 = start.clone();
     const at::Tensor dw = at::ones({16}), dw2 = at::ones({16}), db = at::ones({16}), db2 = at::ones({16});
     LayerNormBackward(flat, weight, statistics, dy, {dx, dw, db});
-    kernels::norm::BackwardReference({GetParam(), kernels::norm::Kind::kLayer, {7, 1, 16}, view(flat),
-                                      weight.data_ptr(), statistics.data_ptr<float>(), 1, view(dy), view(dx2),
-                                      /*adds=*/true, 1, dw2.data_ptr<float>(), dw2.data_ptr<float>(),
+    kernels::norm::BackwardReference({GetParam(),
+                                      kernels::norm::Kind::kLayer,
+                                      {7, 1, 16},
+                                      view(flat),
+                                      weight.data_ptr(),
+                                      statistics.data_ptr<float>(),
+                                      1,
+                                      view(dy),
+                                      view(dx2),
+                                      /*adds=*/true,
+                                      1,
+                                      dw2.data_ptr<float>(),
+                                      dw2.data_ptr<float>(),
                                       db2.data_ptr<float>()});
     ExpectEqual(dx2, dx, "gradient of layer norm");
     ExpectEqual(dw2, dw, "of its weight");

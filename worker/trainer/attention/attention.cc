@@ -212,7 +212,8 @@ HeadTile TileOfHeads(const AttentionPlan& plan, const std::vector<at::Tensor>& l
     const int64_t begin = std::max(first, call.key_value_head);
     const int64_t end = std::min(first + count, call.key_value_head + call.key_value_heads);
     if (begin >= end) continue;
-    const int64_t shared_by = call.query_heads / call.key_value_heads;  // fewer than all where a call has part of a group
+    const int64_t shared_by =
+        call.query_heads / call.key_value_heads;  // fewer than all where a call has part of a group
     const int64_t skipped = (begin - call.key_value_head) * shared_by;
     tile.logsumexp.push_back(logsumexp.at(index).narrow(1, skipped, (end - begin) * shared_by));
     call.query_head += skipped - first * heads_per_key_value;

@@ -184,9 +184,8 @@ void Layer::UndoRotationAndHeadNorms(const HeadViews& projected, const HeadViews
   HeadRmsNormBackward(projected.q, weights_.query_norm.value,
                       statistics.query.narrow(1, first_query_head, projected.q.size(1)), gradients.q,
                       WeightGradientOf(weights_.query_norm, arena_));
-  HeadRmsNormBackward(projected.k, weights_.key_norm.value,
-                      statistics.key.narrow(1, first_head, projected.k.size(1)), gradients.k,
-                      WeightGradientOf(weights_.key_norm, arena_));
+  HeadRmsNormBackward(projected.k, weights_.key_norm.value, statistics.key.narrow(1, first_head, projected.k.size(1)),
+                      gradients.k, WeightGradientOf(weights_.key_norm, arena_));
 }
 
 Layer::Attention Layer::AttentionBuffers() const {
