@@ -271,7 +271,7 @@ void Daemon::TakeAnswer(Call& call, absl::Time now) {
 
 // ---- effects ----
 
-void Daemon::Apply(Effects effects, absl::Time now) {
+void Daemon::Apply(const Effects& effects, absl::Time now) {
   for (const Effect& effect : effects) {
     if (const auto* spawn = std::get_if<SpawnRank>(&effect)) {
       Spawn(*spawn, now);

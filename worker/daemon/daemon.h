@@ -77,7 +77,7 @@ class Daemon {
   bool Left(absl::Time now) const;
   void Housekeep(absl::Time now);
 
-  void Apply(Effects effects, absl::Time now);
+  void Apply(const Effects& effects, absl::Time now);
   void Spawn(const SpawnRank& spawn, absl::Time now);
   absl::StatusOr<std::unique_ptr<RunningRank>> StartRank(const SpawnRank& spawn);
   ChildOptions CommandOf(const v1::DesiredRank& desired, const std::string& spec_path) const;

@@ -83,7 +83,7 @@ absl::StatusOr<std::unique_ptr<Gpus>> Gpus::Open(const std::string& path) {
   if (const int result = library->init(); result != kSuccess) return library->Failed("nvmlInit", result);
   library->initialised = true;
   auto gpus = std::unique_ptr<Gpus>(new Gpus(std::move(library)));
-  if (const absl::Status found = gpus->Find(); !found.ok()) return found;
+  if (absl::Status found = gpus->Find(); !found.ok()) return found;
   return gpus;
 }
 

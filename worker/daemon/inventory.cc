@@ -32,7 +32,7 @@ std::vector<v1::Slot> GpuSlots(const std::vector<Gpu>& gpus) {
 int64_t MachineMemoryBytes(const std::string& proc, const std::string& cgroup) {
   int64_t total = 0;
   std::ifstream meminfo(proc + "/meminfo");
-  for (std::string name, unit; meminfo >> name;) {
+  for (std::string name; meminfo >> name;) {
     int64_t kibibytes = 0;
     if (name == "MemTotal:" && meminfo >> kibibytes) {
       total = kibibytes * 1024;

@@ -49,7 +49,9 @@ constexpr std::string_view kSecondsOfStep = "seconds_step";  // the sum of the o
 constexpr std::string_view kMemoryPrefix = "memory_";        // memory_peak_bytes -> kind="peak"
 constexpr std::string_view kBytesSuffix = "_bytes";
 
-const prometheus::Histogram::BucketBoundaries kSeconds = {0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300};
+prometheus::Histogram::BucketBoundaries SecondsBuckets() {
+  return {0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300};
+}
 
 std::string_view NameOf(v1::RankReport::State state) {
   switch (state) {
@@ -62,9 +64,7 @@ std::string_view NameOf(v1::RankReport::State state) {
     case v1::RankReport::STATE_EXITED:
       return "exited";
     case v1::RankReport::STATE_UNSPECIFIED:
-      break;
     case v1::RankReport_State_RankReport_State_INT_MIN_SENTINEL_DO_NOT_USE_:
-      break;
     case v1::RankReport_State_RankReport_State_INT_MAX_SENTINEL_DO_NOT_USE_:
       break;
   }
@@ -108,7 +108,7 @@ struct WorkerMetrics::Families {
                      .Add({})),
         latency(Add(BuildHistogram(), registry, "longspan_worker_synchronize_seconds",
                     "Seconds of answered Synchronize calls; the server holds idle ones for some seconds.")
-                    .Add({}, kSeconds)) {
+                    .Add({}, SecondsBuckets())) {
     for (const GaugeValue& value : kGaugeValues)
       gauges[value.value] = &Add(BuildGauge(), registry, value.metric, value.help);
     for (const GaugeValue& value : kCounterValues) {
@@ -133,6 +133,14 @@ struct WorkerMetrics::Families {
   Counter& log_dropped;
   Counter& failures;
   Histogram& latency;
+};
+
+// What a GPU cannot tell is NaN, as Prometheus says it.
+struct WorkerMetrics::GpuSeries {
+  Gauge& utilization;
+  Gauge& memory_used;
+  Gauge& temperature;
+  Gauge& power;
 };
 
 struct WorkerMetrics::Job {
@@ -187,14 +195,6 @@ WorkerMetrics::WorkerMetrics(absl::Duration kept_after_end)
 }
 
 WorkerMetrics::~WorkerMetrics() = default;
-
-// What a GPU cannot tell is NaN, as Prometheus says it.
-struct WorkerMetrics::GpuSeries {
-  Gauge& utilization;
-  Gauge& memory_used;
-  Gauge& temperature;
-  Gauge& power;
-};
 
 void WorkerMetrics::WatchGpus(const Gpus* gpus) {
   gpus_ = gpus;
@@ -272,7 +272,7 @@ void WorkerMetrics::TakeProgress(Job& job, const lines::Progress& progress, absl
       job.CountUpTo(*counter->second, name, value);
     } else if (name.starts_with(kSecondsPrefix) && name != kSecondsOfStep) {
       Histogram* seconds =
-          job.Series(families_->phase_seconds, {{"phase", name.substr(kSecondsPrefix.size())}}, kSeconds);
+          job.Series(families_->phase_seconds, {{"phase", name.substr(kSecondsPrefix.size())}}, SecondsBuckets());
       if (seconds != nullptr && std::isfinite(value)) seconds->Observe(value);
     } else if (name.starts_with(kMemoryPrefix) && name.ends_with(kBytesSuffix) &&
                name.size() > kMemoryPrefix.size() + kBytesSuffix.size()) {

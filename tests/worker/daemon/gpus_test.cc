@@ -19,6 +19,7 @@ class GpusTest : public ::testing::Test {
   static std::string Library() { return longspan::testing::BinDir() / "libfake_nvml.so"; }
   static std::vector<std::string> Uuids(const std::vector<Gpu>& gpus) {
     std::vector<std::string> uuids;
+    uuids.reserve(gpus.size());
     for (const Gpu& gpu : gpus) uuids.push_back(gpu.uuid.substr(0, 5));
     return uuids;
   }
