@@ -34,7 +34,7 @@ LLAMA_2_7B = {
 }  # fmt: skip
 SMALL = LLAMA_2_7B | {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
                       "head_dim": 16, "vocab_size": 512}  # fmt: skip
-THEIR_FULL = "their attention is full: transformers has no S2"
+THEIR_FULL = "Their attention is full: transformers has no S2."
 
 
 def write_model(shape, layers, folder):
@@ -166,6 +166,10 @@ def main():
     result |= {"machine": report.machine() | device_facts(flags.device), "model": flags.model, "layers": flags.layers, "rounds": flags.rounds}
     result["gemm_flops_per_second"] = gemm_rate(flags.device)
     liger = importlib.util.find_spec("liger_kernel") is not None
+
+    def publish():
+        report.publish("gpu", result, f"{THEIR_FULL}\n\n{table(result)}", flags.out)
+
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         model = write_model("small" if flags.model == "small" else "7b", flags.layers, folder)
@@ -179,7 +183,8 @@ def main():
             measured["theirs_liger"] = theirs(flags, model, row[0], folder, liger=True) if liger and not too_long else None
             too_long |= "out_of_memory" in (measured["theirs"] or {})
             result["rows"][key_of(row)] = measured
-            report.publish("gpu", result, f"{THEIR_FULL[0].upper()}{THEIR_FULL[1:]}.\n\n{table(result)}", flags.out)
+            publish()
+    publish()
     failed = [key for key, row in result["rows"].items() if "failed" in row["ours"]]
     for key in failed:
         print(f"{key}: {result['rows'][key]['ours']['failed']}", file=sys.stderr)
