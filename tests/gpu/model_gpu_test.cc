@@ -128,7 +128,7 @@ TEST_F(ModelGpuTest, EvaluationOfTheModelAndOfItsBaseIsTheCpus) {
         RandomizeTrainables(model.get());
         std::vector<double> found;
         for (const bool adapted : {true, false}) {
-          EvaluationOptions options;
+          CausalLm::EvaluationOptions options;
           options.adapted = adapted;
           found.push_back(model->Evaluate(ids, ids, options).loss);
         }
