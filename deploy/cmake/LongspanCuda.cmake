@@ -18,6 +18,8 @@ endif()
 list(GET cuda_packages 0 cuda_root)
 set(cuda_include "${cuda_root}/include")
 set(cuda_lib "${cuda_root}/lib")
+get_filename_component(nvidia_root "${cuda_root}" DIRECTORY)
+set(nccl_include "${nvidia_root}/nccl/include")
 
 set(LONGSPAN_CUDA_ARCHITECTURES "80;90;100" CACHE STRING "Compute capabilities to compile for, without the dot")
 set(LONGSPAN_NVCC_FLAGS -std=c++20 -O3 -lineinfo --expt-relaxed-constexpr -Werror all-warnings -Xcompiler=-Wall,-fPIC,-O2

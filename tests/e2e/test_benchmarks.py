@@ -62,3 +62,12 @@ def test_scaling(measured):
 def test_memory_policies(measured):
     rows = measured("memory_policies", "--contexts", "256", "--threads", "1", "--keep", "input", "residual")
     assert len({(row["keep"], row["checkpoint_every"], row["place"]) for row in rows}) == len(rows) == 12
+
+
+def test_gpu_on_a_cpu(measured):
+    """What of it does not need a GPU, and that rows that are there stay."""
+    flags = ("--device", "cpu", "--rounds", "1", "--threads", "1", "--contexts", "256")
+    row = measured("gpu", *flags)["s2-256"]
+    assert min(row[side][key] for side in ("ours", "theirs") for key in ("seconds", "tokens_per_second")) > 0
+    assert measured("gpu", *flags, "512").keys() == {"s2-256", "s2-512"}
+    assert measured("gpu", *flags)["s2-256"] == row

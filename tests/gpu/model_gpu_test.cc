@@ -118,6 +118,28 @@ TEST_F(ModelGpuTest, Bf16IsAsNearToFp32AsTheCpusIs) {
   }
 }
 
+TEST_F(ModelGpuTest, EvaluationOfTheModelAndOfItsBaseIsTheCpus) {
+  for (const nlohmann::json& family : kFamilies) {
+    UseFamily(family);
+    for (const MethodKind method : {MethodKind::kFull, MethodKind::kLongLora, MethodKind::kQlongLora}) {
+      const at::Tensor ids = RandomIds(2, 100, shape_.vocab);
+      const auto losses = [&](at::Device device) {
+        const std::unique_ptr<CausalLm> model = CausalLm::Load(Options(device, TrainingDtype::kFp32, method));
+        RandomizeTrainables(model.get());
+        std::vector<double> found;
+        for (const bool adapted : {true, false}) {
+          CausalLm::EvaluationOptions options;
+          options.adapted = adapted;
+          found.push_back(model->Evaluate(ids, ids, options).loss);
+        }
+        return found;
+      };
+      const std::vector<double> expected = losses(at::kCPU), actual = losses(at::kCUDA);
+      for (size_t i = 0; i < 2; ++i) EXPECT_NEAR(actual[i] / expected[i], 1, 1e-5) << family.dump();
+    }
+  }
+}
+
 TEST_F(ModelGpuTest, EveryMemoryPolicyGivesTheSameBits) {
   UseFamily(kFamilies[0]);
   shape_.layers = 5;

@@ -201,6 +201,7 @@ int MeasureCommand(const Flags& flags) {
     ranks.rank = flags.run.rank;
     ranks.world_size = flags.run.world_size;
     ranks.store = flags.run.store;
+    ranks.on_gpus = options.device.is_cuda();
     const std::unique_ptr<Communicator> communicator = Communicator::OpenStore(ranks);
     if (ranks.world_size > 1 && ranks.rank == 0)
       spdlog::info("the rank store listens at {}", communicator->store_address());

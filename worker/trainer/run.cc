@@ -134,7 +134,10 @@ std::string JobRun::RendezvousAddress() {
 }
 
 void JobRun::OpenRanks() {
+  device_ = ChooseDevice(options_.device);
+  options_.spec = SpecOn(device_, options_.spec);
   CommunicatorOptions options;
+  options.on_gpus = device_.is_cuda();
   options.rank = options_.rank;
   options.world_size = options_.world_size;
   options.advertise_address = options_.advertise_address;
@@ -275,8 +278,6 @@ void JobRun::ChooseMemory() {
 void JobRun::LoadModel() {
   if (model_) return;
   session_.Send(lines::Expect{"loading the model", 1800});
-  device_ = ChooseDevice(options_.device);
-  options_.spec = SpecOn(device_, options_.spec);
   ModelOptions options;
   options.device = device_;
   options.spec = options_.spec;

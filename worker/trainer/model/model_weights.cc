@@ -340,14 +340,17 @@ std::vector<Trainable> CarriedTensors(const ModelConfig& config, const ModelWeig
 
 ModelWeights BaseOf(const ModelConfig& config, const BaseTensors& base, const AdapterPlan& plan,
                     const ModelWeights& weights) {
-  const at::ScalarType dtype = weights.embedding.value.scalar_type();
+  const at::Tensor& like = weights.embedding.value;
   if (plan.trains_base) {
     WeightOptions options;
-    options.dtype = dtype;
+    options.dtype = like.scalar_type();
+    options.device = like.device();
     return LoadModelWeights(config, base, AdapterPlan{}, options);
   }
   ModelWeights result = weights;
-  const auto read = [&](const std::string& name) { return base.Read(name).to(dtype, false, /*copy=*/true); };
+  const auto read = [&](const std::string& name) {
+    return base.Read(name).to(like.options(), /*non_blocking=*/false, /*copy=*/true);
+  };
   const auto read_norm = [&](NormWeight* norm) {
     norm->value = read(norm->name + ".weight");
     if (norm->bias.defined()) norm->bias = read(norm->name + ".bias");

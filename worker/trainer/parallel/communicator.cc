@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "worker/trainer/errors.h"
+#include "worker/trainer/parallel/gpu_group.h"
 
 namespace longspan::trainer {
 namespace {
@@ -224,6 +225,9 @@ class GlooRanks : public Communicator {
       group_ = c10::make_intrusive<c10d::ProcessGroupGloo>(store_, static_cast<int>(options_.rank),
                                                            static_cast<int>(options_.world_size), group_options);
     });
+    if (options_.on_gpus) {
+      gpus_ = GpuGroup::Open(store_, {options_.rank, options_.world_size, options_.collective_timeout});
+    }
   }
 
   void AllReduce(at::Tensor tensor) override { StartAllReduce(std::move(tensor))->Wait(); }
@@ -231,6 +235,10 @@ class GlooRanks : public Communicator {
   std::unique_ptr<Pending> StartAllReduce(at::Tensor tensor) override {
     const std::string what = "add up over the ranks (another rank died or hangs)";
     allreduce_bytes_ += static_cast<int64_t>(tensor.nbytes());
+    if (tensor.is_cuda()) {
+      TORCH_CHECK(gpus_, "a sum over GPUs of ranks that joined without");
+      return gpus_->StartAllReduce(std::move(tensor));
+    }
     std::vector<at::Tensor> tensors = {std::move(tensor)};
     c10d::AllreduceOptions allreduce;
     allreduce.timeout = options_.collective_timeout;
@@ -266,7 +274,7 @@ class GlooRanks : public Communicator {
     return std::make_unique<GlooMessages>(std::move(works), options_.collective_timeout, what);
   }
 
-  std::chrono::nanoseconds allreduce_time() const override { return busy_->total(); }
+  std::chrono::nanoseconds allreduce_time() const override { return gpus_ ? gpus_->busy_time() : busy_->total(); }
   std::unique_ptr<Pending> StartExchange(const Exchange& exchange) override {
     const std::string what = "exchange with another rank (it died or hangs)";
     c10::intrusive_ptr<c10d::Work> received, sent;
@@ -297,6 +305,7 @@ class GlooRanks : public Communicator {
   HostPort address_;
   c10::intrusive_ptr<c10d::TCPStore> store_;
   c10::intrusive_ptr<c10d::ProcessGroupGloo> group_;
+  std::unique_ptr<GpuGroup> gpus_;  // null: on CPUs alone
   // Shared with the collectives: Gloo's thread ends them, and may do so after these ranks are gone.
   const std::shared_ptr<BusyTime> busy_ = std::make_shared<BusyTime>();
 };

@@ -1,5 +1,5 @@
 // How the ranks of a gang find each other, add numbers, gather parts and exchange tensors: a TCP store for the
-// rendezvous, Gloo between CPUs.
+// rendezvous, Gloo between CPUs, and for sums between GPUs NCCL beside it. What is gathered or exchanged lies on CPUs.
 //
 // Every rank makes the same collective calls in the same order; an exchange concerns the ranks that it names. World
 // size 1 takes the same code without any network. A peer that dies, or that does not answer within the timeout, gives
@@ -23,6 +23,7 @@ struct CommunicatorOptions {
   std::string store;              // "host:port" where rank 0 listens; for rank 0, port 0 takes a free one
   std::string advertise_address;  // of this machine, as the other ranks reach it; empty: the store's host on rank 0,
                                   // else found out
+  bool on_gpus = false;           // tensors of collectives may lie on the ranks' GPUs, one each
   std::chrono::milliseconds connect_timeout = std::chrono::minutes(5);  // until the store answers and all ranks joined
   std::chrono::milliseconds collective_timeout = std::chrono::minutes(10);  // one collective, slow peers included
 };
