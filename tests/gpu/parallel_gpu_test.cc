@@ -42,7 +42,8 @@ TEST_F(ParallelGpuTest, OneRanksSumIsItsOwn) {
 TEST_F(ParallelGpuTest, TheReducerTakesGradientsOnAGpu) {
   const std::unique_ptr<Communicator> ranks = Communicator::OpenStore({});
   std::vector<at::Tensor> gradients;
-  for (int i = 0; i < 5; ++i) gradients.push_back(at::full({100, 7}, i, at::TensorOptions(at::kCUDA).dtype(at::kFloat)));
+  for (int i = 0; i < 5; ++i)
+    gradients.push_back(at::full({100, 7}, i, at::TensorOptions(at::kCUDA).dtype(at::kFloat)));
   GradientReducer reducer(*ranks, gradients);
   for (size_t index = gradients.size(); index-- > 0;) reducer.Ready(index);
   ControlWord word;
