@@ -51,6 +51,24 @@ __device__ inline void StorePack(const float (&values)[kPack<T>], T* to) {
   *reinterpret_cast<Pack<T>*>(to) = pack;
 }
 
+// Of a pack, or of one element where rows are not aligned.
+template <typename T, int width>
+__device__ inline void Load(const T* from, float (&values)[width]) {
+  if constexpr (width == 1) {
+    values[0] = ToFloat(*from);
+  } else {
+    LoadPack(from, values);
+  }
+}
+template <typename T, int width>
+__device__ inline void Store(const float (&values)[width], T* to) {
+  if constexpr (width == 1) {
+    *to = FromFloat<T>(values[0]);
+  } else {
+    StorePack(values, to);
+  }
+}
+
 // Whether accesses of 16 bytes reach every row: the pointer and the strides (elements) allow it.
 template <typename T, typename... Strides>
 inline bool IsPacked(const T* pointer, Strides... strides) {

@@ -47,15 +47,6 @@ __device__ RunningSum WarpJoin(RunningSum value) {
 }
 
 template <typename T, int width>
-__device__ void Load(const T* from, float (&values)[width]) {
-  if constexpr (width == 1) {
-    values[0] = ToFloat(*from);
-  } else {
-    LoadPack(from, values);
-  }
-}
-
-template <typename T, int width>
 __global__ void __launch_bounds__(kThreads) LossKernel(Arguments arguments) {
   __shared__ RunningSum of_warps[kThreads / kWarp];
   __shared__ float target_logit;
@@ -94,11 +85,7 @@ __global__ void __launch_bounds__(kThreads) LossKernel(Arguments arguments) {
         for (int i = 0; i < width; ++i) {
           values[i] = __expf(values[i] - whole.largest) * inverse - (column + i == target ? 1.0f : 0.0f);
         }
-        if constexpr (width == 1) {
-          logits[column] = FromFloat<T>(values[0]);
-        } else {
-          StorePack(values, logits + column);
-        }
+        Store(values, logits + column);
       }
     }
     __syncthreads();  // the shared values have been read

@@ -29,13 +29,7 @@ __device__ void LoadVector(const T* from, int64_t size, float (&values)[L::kValu
   for (int chunk = 0; chunk < L::kChunks; ++chunk) {
     const int64_t column = ColumnOf<L>(chunk);
     float part[L::kWidth] = {};
-    if (column < size) {
-      if constexpr (L::kWidth == 1) {
-        part[0] = ToFloat(from[column]);
-      } else {
-        LoadPack(from + column, part);
-      }
-    }
+    if (column < size) Load(from + column, part);
 #pragma unroll
     for (int i = 0; i < L::kWidth; ++i) values[chunk * L::kWidth + i] = part[i];
   }
@@ -50,11 +44,7 @@ __device__ void StoreVector(const float (&values)[L::kValues], int64_t size, T* 
     float part[L::kWidth];
 #pragma unroll
     for (int i = 0; i < L::kWidth; ++i) part[i] = values[chunk * L::kWidth + i];
-    if constexpr (L::kWidth == 1) {
-      to[column] = FromFloat<T>(part[0]);
-    } else {
-      StorePack(part, to + column);
-    }
+    Store(part, to + column);
   }
 }
 

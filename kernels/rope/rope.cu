@@ -22,13 +22,8 @@ __global__ void __launch_bounds__(kThreads) RotateKernel(Arguments arguments) {
       T* low = heads + index / packs * arguments.head_stride + column;
       T* high = low + arguments.half;
       float a[width], b[width];
-      if constexpr (width == 1) {
-        a[0] = ToFloat(*low);
-        b[0] = ToFloat(*high);
-      } else {
-        LoadPack(low, a);
-        LoadPack(high, b);
-      }
+      Load(low, a);
+      Load(high, b);
 #pragma unroll
       for (int i = 0; i < width; ++i) {
         const float cosine = __ldg(cosines + column + i);
@@ -37,13 +32,8 @@ __global__ void __launch_bounds__(kThreads) RotateKernel(Arguments arguments) {
         b[i] = b[i] * cosine + a[i] * sine;
         a[i] = turned;
       }
-      if constexpr (width == 1) {
-        *low = FromFloat<T>(a[0]);
-        *high = FromFloat<T>(b[0]);
-      } else {
-        StorePack(a, low);
-        StorePack(b, high);
-      }
+      Store(a, low);
+      Store(b, high);
     }
   }
 }

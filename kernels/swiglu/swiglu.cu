@@ -12,23 +12,6 @@ constexpr int64_t kRowBlocksMax = 65535;  // a grid's second dimension
 __device__ float Sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
 
 template <typename T, int width>
-__device__ void Load(const T* from, float (&values)[width]) {
-  if constexpr (width == 1) {
-    values[0] = ToFloat(*from);
-  } else {
-    LoadPack(from, values);
-  }
-}
-template <typename T, int width>
-__device__ void Store(const float (&values)[width], T* to) {
-  if constexpr (width == 1) {
-    *to = FromFloat<T>(values[0]);
-  } else {
-    StorePack(values, to);
-  }
-}
-
-template <typename T, int width>
 __global__ void __launch_bounds__(kThreads) ForwardKernel(ForwardArguments arguments) {
   const int64_t column = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * width;
   if (column >= arguments.size) return;
