@@ -140,6 +140,37 @@ TEST_F(ModelGpuTest, EvaluationOfTheModelAndOfItsBaseIsTheCpus) {
   }
 }
 
+// Evaluation and generation of a base whose own config.json limits attention; bf16 as near to fp32 as the CPU's.
+TEST_F(ModelGpuTest, ASlidingWindowIsTheCpus) {
+  for (const int64_t window : {1, 7, 64, 99}) {
+    UseFamily({{"head_dim", 16}, {"architectures", {"MistralForCausalLM"}}, {"sliding_window", window}});
+    const at::Tensor ids = RandomIds(2, 100, shape_.vocab);
+    const auto logits_and_loss = [&](at::Device device, TrainingDtype dtype) {
+      const std::unique_ptr<CausalLm> model = CausalLm::Load(Options(device, dtype, MethodKind::kLongLora));
+      CausalLm::EvaluationOptions options;
+      options.adapted = false;
+      options.rope = RopeScaling::kOriginal;
+      const double loss = model->Evaluate(ids, ids, options).loss;
+      KeyValueCache cache(100);
+      std::vector<at::Tensor> logits;
+      for (const int64_t rows : {50, 1, 49}) {
+        std::vector<int64_t> tokens;
+        for (int64_t i = 0; i < rows; ++i) tokens.push_back(ids[0][cache.tokens() + i].item<int64_t>());
+        logits.push_back(model->Continue({{&cache, tokens}}, options));
+      }
+      return std::pair(at::cat(logits), loss);
+    };
+    const auto exact = logits_and_loss(at::kCPU, TrainingDtype::kFp32);
+    const auto fp32 = logits_and_loss(at::kCUDA, TrainingDtype::kFp32);
+    EXPECT_LT(RelativeError(fp32.first, exact.first), 1e-4) << "window " << window;
+    EXPECT_NEAR(fp32.second / exact.second, 1, 1e-5) << "window " << window;
+    const auto on_cpu = logits_and_loss(at::kCPU, TrainingDtype::kBf16);
+    const auto on_gpu = logits_and_loss(at::kCUDA, TrainingDtype::kBf16);
+    EXPECT_LE(RelativeError(on_gpu.first, exact.first), 2 * RelativeError(on_cpu.first, exact.first) + 1e-3);
+    EXPECT_NEAR(on_gpu.second / exact.second, 1, 2 * std::abs(on_cpu.second / exact.second - 1) + 1e-3);
+  }
+}
+
 TEST_F(ModelGpuTest, EveryMemoryPolicyGivesTheSameBits) {
   UseFamily(kFamilies[0]);
   shape_.layers = 5;

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "tests/trainer/tiny_llama.h"
+#include "worker/trainer/attention/window_kernels.h"
 
 namespace longspan::trainer {
 namespace {
@@ -68,6 +69,42 @@ TEST(SlidingWindow, ATokenSeesTheWindowAndNothingBeforeIt) {
   SlidingWindowAttention(shape, 6, q, k, v, after);
   for (int64_t token = 0; token < 20; ++token) {
     EXPECT_EQ(at::equal(before[token], after[token]), token < 3 || token > 8) << token;
+  }
+}
+
+// Kernels with windows of their own get a band instead of a mask, so that is compared with the definition key by key.
+TEST(SlidingWindow, ABandIsWhatThePartSeesOfTheKeys) {
+  for (const int64_t window : {1, 2, 3, 7, 40}) {
+    for (const int64_t ahead : {0, 1, 2, 5, 9, 50}) {  // of the first query before the first key
+      for (const int64_t queries : {1, 2, 6}) {
+        for (const int64_t keys : {1, 2, 5, 12}) {
+          SCOPED_TRACE(::testing::Message()
+                       << "window " << window << ", " << queries << " rows from " << ahead << ", " << keys << " keys");
+          WindowPart part;
+          part.window = window;
+          part.first_query = 100 + ahead;
+          part.first_key = 100;
+          const WindowBand band = BandOf(part, queries, keys);
+          for (int64_t row = 0; row < queries; ++row) {
+            bool sees_any = false;
+            for (int64_t key = 0; key < keys; ++key) {
+              const int64_t distance = ahead + row - key, place = key - band.first_key;
+              const bool sees = distance >= 0 && distance < window;
+              sees_any |= sees;
+              const int64_t from_diagonal = place - (row + band.keys - band.rows);
+              const bool in_band = row < band.rows && place >= 0 && place < band.keys && from_diagonal >= -band.left &&
+                                   from_diagonal <= band.right;
+              EXPECT_EQ(in_band, sees) << "row " << row << ", key " << key;
+              if (row < band.rows && place >= 0 && place < band.keys) {
+                EXPECT_EQ(BandMask(band, row, 1, at::kFloat)[0][place].item<float>() == 0, sees);
+              }
+            }
+            EXPECT_EQ(sees_any, row < band.rows) << "row " << row;
+          }
+          if (band.rows > 0) EXPECT_TRUE(band.left >= 0 && band.right >= 0);
+        }
+      }
+    }
   }
 }
 

@@ -1,11 +1,10 @@
 #include "worker/trainer/attention/cached_attention.h"
 
 #include <algorithm>
-#include <limits>
-#include <optional>
 #include <tuple>
 
 #include "worker/trainer/attention/dense_attention.h"
+#include "worker/trainer/attention/window_kernels.h"
 
 namespace longspan::trainer {
 namespace {
@@ -13,29 +12,12 @@ namespace {
 // (1, H, n, D) of (n, H, D) rows.
 at::Tensor HeadsFirst(const at::Tensor& rows) { return rows.transpose(0, 1).unsqueeze(0); }
 
-struct Attended {
-  at::Tensor out, logsumexp;  // (1, Hq, n, D), (1, Hq, n)
-};
-
-Attended Attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal,
-                const std::optional<at::Tensor>& mask = std::nullopt) {
-  if (!mask) {
-    const auto [out, logsumexp] = DenseForward(q, k, v, causal);
-    return {out, logsumexp};
-  }
-  TORCH_CHECK(q.is_cpu(), "a sliding window on a GPU");
-  Attended result;
-  std::tie(result.out, result.logsumexp) =
-      at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, /*dropout_p=*/0.0, causal, mask);
-  return result;
-}
-
 // One token: the query heads of a key/value head become the rows of one call, so its keys are read once.
 void AttendOne(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& values, const at::Tensor& out) {
   const int64_t groups = q.size(1) / keys.size(1);
   const at::Tensor grouped = q.select(0, 0).reshape({1, keys.size(1), groups, q.size(2)});
   out.select(0, 0).copy_(
-      Attend(grouped, HeadsFirst(keys), HeadsFirst(values), false).out.reshape({q.size(1), q.size(2)}));
+      DenseForward(grouped, HeadsFirst(keys), HeadsFirst(values), false).out.reshape({q.size(1), q.size(2)}));
 }
 
 // A tile behind `past` older tokens.
@@ -43,31 +25,35 @@ void AttendTile(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& v
                 const at::Tensor& out) {
   const int64_t n = q.size(0);
   const at::Tensor queries = HeadsFirst(q);
-  const Attended within =
-      Attend(queries, HeadsFirst(keys.narrow(0, past, n)), HeadsFirst(values.narrow(0, past, n)), true);
+  const DenseOutput within =
+      DenseForward(queries, HeadsFirst(keys.narrow(0, past, n)), HeadsFirst(values.narrow(0, past, n)), true);
   if (past == 0) {
     HeadsFirst(out).copy_(within.out);
     return;
   }
-  const Attended before =
-      Attend(queries, HeadsFirst(keys.narrow(0, 0, past)), HeadsFirst(values.narrow(0, 0, past)), false);
+  const DenseOutput before =
+      DenseForward(queries, HeadsFirst(keys.narrow(0, 0, past)), HeadsFirst(values.narrow(0, 0, past)), false);
   const at::Tensor both = at::logaddexp(within.logsumexp, before.logsumexp);
   const at::Tensor sum = within.out.to(at::kFloat).mul_(at::exp(within.logsumexp - both).unsqueeze(-1));
   sum.addcmul_(before.out.to(at::kFloat), at::exp(before.logsumexp - both).unsqueeze(-1));
   HeadsFirst(out).copy_(sum);
 }
 
-// A tile under a sliding window, with a mask of the tile's rows over the keys that any of them sees. `past` counts from
-// the first of `keys`.
+// A tile under a sliding window; on the CPU with a mask of the tile's rows over `keys`, which are those that any of
+// them sees. `past` counts from the first of these.
 void AttendWindow(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& values, int64_t past, int64_t window,
                   const at::Tensor& out) {
-  const auto options = q.options().dtype(at::kLong);
-  const at::Tensor rows = at::arange(past, past + q.size(0), options).unsqueeze(1);
-  const at::Tensor columns = at::arange(keys.size(0), options).unsqueeze(0);
-  const at::Tensor hidden = columns.gt(rows).logical_or_(columns.le(rows - window));
-  const at::Tensor mask =
-      at::zeros(hidden.sizes(), q.options()).masked_fill_(hidden, -std::numeric_limits<float>::infinity());
-  HeadsFirst(out).copy_(Attend(HeadsFirst(q), HeadsFirst(keys), HeadsFirst(values), false, mask).out);
+  WindowPart part;
+  part.window = window;
+  part.first_query = past;
+  const WindowBand band = BandOf(part, q.size(0), keys.size(0));
+  if (q.is_cuda()) {
+    HeadsFirst(out).copy_(GpuWindowForward(band, HeadsFirst(q), HeadsFirst(keys), HeadsFirst(values)).out);
+    return;
+  }
+  HeadsFirst(out).copy_(std::get<0>(at::_scaled_dot_product_flash_attention_for_cpu(
+      HeadsFirst(q), HeadsFirst(keys), HeadsFirst(values), /*dropout_p=*/0.0, /*is_causal=*/false,
+      BandMask(band, 0, q.size(0), q.options()))));
 }
 
 }  // namespace

@@ -4,12 +4,13 @@
 #include <limits>
 
 #include "worker/trainer/attention/block_attention.h"
+#include "worker/trainer/attention/window_kernels.h"
 
 namespace longspan::trainer {
 namespace {
 
 // (rows, rows + window - 1): 0 where row r may see the key window - 1 - r places before its own or nearer, else -inf.
-at::Tensor BandMask(int64_t rows, int64_t window, at::ScalarType dtype) {
+at::Tensor TileMask(int64_t rows, int64_t window, at::ScalarType dtype) {
   const at::Tensor outside = at::ones({rows, rows + window - 1}, at::kBool);
   const at::Tensor band = outside.tril(window - 1).logical_and(outside.triu());
   return at::zeros(outside.sizes(), dtype).masked_fill_(band.logical_not(), -std::numeric_limits<double>::infinity());
@@ -33,7 +34,7 @@ void AttendSequences(const SequenceRows& rows_of, int64_t window, const Heads& h
   const int64_t tokens = rows_of.tokens;
   window = std::min(window, tokens);
   const int64_t tile_rows = std::min(kWindowTileRowsMax, tokens);
-  const at::Tensor mask = BandMask(tile_rows, window, heads.q.scalar_type());
+  const at::Tensor mask = TileMask(tile_rows, window, heads.q.scalar_type());
   for (int64_t sequence = 0; sequence < rows_of.sequences; ++sequence) {
     const int64_t start = rows_of.first_row + sequence * tokens;
     for (int64_t begin = 0; begin < tokens; begin += tile_rows) {
@@ -50,11 +51,33 @@ void AttendSequences(const SequenceRows& rows_of, int64_t window, const Heads& h
   }
 }
 
-// (rows, keys): 0 where the row sees the key, `ahead` tokens before it where both have number 0; else -inf.
-at::Tensor PartMask(int64_t rows, int64_t keys, int64_t ahead, int64_t window, at::ScalarType dtype) {
-  const at::Tensor distance = at::arange(ahead, ahead + rows).unsqueeze(1).sub(at::arange(keys).unsqueeze(0));
-  const at::Tensor hidden = distance.lt(0).logical_or_(distance.ge(window));
-  return at::zeros(hidden.sizes(), dtype).masked_fill_(hidden, -std::numeric_limits<double>::infinity());
+void AttendSequencesOnGpu(const SequenceRows& rows_of, int64_t window, const Heads& heads) {
+  const auto blocks = [&](const at::Tensor& all) {  // (sequences, H, tokens, D)
+    return all.narrow(0, rows_of.first_row, rows_of.sequences * rows_of.tokens)
+        .unflatten(0, {rows_of.sequences, rows_of.tokens})
+        .transpose(1, 2);
+  };
+  const WindowBand band = BandOf({.window = window}, rows_of.tokens, rows_of.tokens);
+  blocks(heads.out).copy_(GpuWindowForward(band, blocks(heads.q), blocks(heads.k), blocks(heads.v)).out);
+}
+
+void Write(const WindowPart& part, const at::Tensor& values, const at::Tensor& sums, const at::Tensor& out,
+           const at::Tensor& logsumexp) {
+  if (part.joins) {
+    JoinSoftmax(out, logsumexp, values, sums);
+  } else {
+    out.copy_(values);
+    logsumexp.copy_(sums);
+  }
+}
+
+void WindowPartOnGpu(const WindowPart& part, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const at::Tensor& out, const at::Tensor& logsumexp) {
+  const WindowBand band = BandOf(part, q.size(2), k.size(2));
+  if (band.rows <= 0) return;
+  const DenseOutput all = GpuWindowForward(band, q.narrow(2, 0, band.rows), k.narrow(2, band.first_key, band.keys),
+                                           v.narrow(2, band.first_key, band.keys));
+  Write(part, all.out, all.logsumexp, out.narrow(2, 0, band.rows), logsumexp.narrow(2, 0, band.rows));
 }
 
 }  // namespace
@@ -63,39 +86,31 @@ void WindowPartForward(const WindowPart& part, const at::Tensor& q, const at::Te
                        const at::Tensor& out, const at::Tensor& logsumexp) {
   TORCH_CHECK(part.window >= 1 && part.first_key <= part.first_query, "attention through a window of ", part.window,
               " tokens from ", part.first_query, " to ", part.first_key);
-  const int64_t keys_end = part.first_key + k.size(2);
+  if (q.is_cuda()) {
+    WindowPartOnGpu(part, q, k, v, out, logsumexp);
+    return;
+  }
   for (int64_t begin = 0; begin < q.size(2); begin += kWindowTileRowsMax) {
-    const int64_t first = part.first_query + begin;
-    // The last token that sees any of the keys is the last key's place and a window less one on.
-    const int64_t rows = std::min({kWindowTileRowsMax, q.size(2) - begin, keys_end + part.window - 1 - first});
-    if (rows <= 0) return;
-    const int64_t first_key = std::max(part.first_key, first - part.window + 1);
-    const int64_t keys = std::min(keys_end, first + rows) - first_key;
-    const at::Tensor mask = PartMask(rows, keys, first - first_key, part.window, q.scalar_type());
-    const int64_t skipped = first_key - part.first_key;
+    WindowPart tile = part;
+    tile.first_query += begin;
+    const WindowBand band = BandOf(tile, std::min(kWindowTileRowsMax, q.size(2) - begin), k.size(2));
+    if (band.rows <= 0) return;
     const auto [values, sums] = at::_scaled_dot_product_flash_attention_for_cpu(
-        q.narrow(2, begin, rows), k.narrow(2, skipped, keys), v.narrow(2, skipped, keys), /*dropout_p=*/0.0,
-        /*is_causal=*/false, mask);
-    if (part.joins) {
-      JoinSoftmax(out.narrow(2, begin, rows), logsumexp.narrow(2, begin, rows), values, sums);
-    } else {
-      out.narrow(2, begin, rows).copy_(values);
-      logsumexp.narrow(2, begin, rows).copy_(sums);
-    }
+        q.narrow(2, begin, band.rows), k.narrow(2, band.first_key, band.keys), v.narrow(2, band.first_key, band.keys),
+        /*dropout_p=*/0.0, /*is_causal=*/false, BandMask(band, 0, band.rows, q.options()));
+    Write(part, values, sums, out.narrow(2, begin, band.rows), logsumexp.narrow(2, begin, band.rows));
   }
 }
 
 void SlidingWindowAttention(const AttentionShape& shape, int64_t window, const at::Tensor& q, const at::Tensor& k,
                             const at::Tensor& v, const at::Tensor& out) {
   TORCH_CHECK(window >= 1, "attention through a window of ", window, " tokens");
-  TORCH_CHECK(q.is_cpu(), "a sliding window on a GPU");
   TORCH_CHECK(q.size(0) == shape.sequences * shape.tokens && out.sizes() == q.sizes(), "attention of ", shape.sequences,
               " sequences of ", shape.tokens, " tokens over ", q.size(0), " rows");
   const Heads heads{q, k, v, out};
-  if (shape.documents.empty()) AttendSequences({0, shape.sequences, shape.tokens}, window, heads);
-  for (const DocumentRun& run : shape.documents) {
-    AttendSequences({run.first_row, run.documents, run.tokens}, window, heads);
-  }
+  const auto attend = q.is_cuda() ? AttendSequencesOnGpu : AttendSequences;
+  if (shape.documents.empty()) attend({0, shape.sequences, shape.tokens}, window, heads);
+  for (const DocumentRun& run : shape.documents) attend({run.first_row, run.documents, run.tokens}, window, heads);
 }
 
 }  // namespace longspan::trainer

@@ -8,7 +8,7 @@
 //   row begin       [ xxxxxxxxxxxxxxxxxxxxxxxxx ]
 //   last row                       [ xxxxxxxxxxxxxxxxxxxxxxxxx ]
 //
-// Thread-safe. Legend as in attention.h.
+// On a GPU kernels that know windows take all rows at once (window_kernels.h). Thread-safe. Legend as in attention.h.
 #pragma once
 
 #include <ATen/ATen.h>
