@@ -104,9 +104,9 @@ TEST_F(AttentionGpuTest, TwoRunsOfKeysAreTheCpus) {
           const auto on_cpu = attend([&](const at::Tensor& values) { return values.to(dtype).clone(); });
           const auto on_gpu = attend([&](const at::Tensor& values) { return OnGpu(values, dtype); });
           for (size_t i = 0; i < exact.size(); ++i) {
-            ExpectNear(on_gpu[i], exact[i], on_cpu[i],
-                       fmt::format("tensor {}, length {}, {} before, {} heads of keys", i, length, before,
-                                   key_value_heads));
+            ExpectNear(
+                on_gpu[i], exact[i], on_cpu[i],
+                fmt::format("tensor {}, length {}, {} before, {} heads of keys", i, length, before, key_value_heads));
           }
         }
       }

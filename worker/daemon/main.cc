@@ -17,9 +17,11 @@
 #include <vector>
 
 #include "proto/support/channel.h"
+#include "worker/daemon/child_process.h"
 #include "worker/daemon/daemon.h"
 #include "worker/daemon/inventory.h"
 #include "worker/daemon/metrics_http.h"
+#include "worker/daemon/trainer_check.h"
 
 namespace {
 
@@ -183,6 +185,19 @@ absl::StatusOr<Offer> OfferOf(const std::optional<int64_t>& cpu_slots) {
   return offer;
 }
 
+// GPUs are offered only to a trainer that can use them.
+absl::Status CheckTrainer(const std::string& trainer, const Offer& offer) {
+  using namespace longspan::worker;
+  if (offer.gpus == nullptr) return absl::OkStatus();
+  TrainerQuestion question;
+  question.trainer = std::filesystem::absolute(trainer).string();
+  for (const longspan::v1::Slot& slot : offer.slots) question.gpus.push_back(slot.uuid());
+  question.environment = AllowedEnvironment(environ);
+  std::erase_if(question.environment,
+                [](const std::string& entry) { return entry.starts_with("CUDA_VISIBLE_DEVICES="); });
+  return AskTrainer(question);
+}
+
 absl::Status Serve(const Flags& flags) {
   using namespace longspan::worker;
   auto token = ReadToken(flags.token_file);
@@ -202,6 +217,7 @@ absl::Status Serve(const Flags& flags) {
   }
   auto offer = OfferOf(flags.cpu_slots);
   if (!offer.ok()) return offer.status();
+  if (absl::Status able = CheckTrainer(flags.trainer, *offer); !able.ok()) return able;
   auto channel = longspan::OpenChannel(flags.server);
   if (!channel.ok()) return channel.status();
   auto state_dir = StateDir::Open(flags.state_dir);

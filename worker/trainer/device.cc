@@ -4,6 +4,8 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include <nlohmann/json.hpp>
+
 #include "worker/trainer/errors.h"
 #include "worker/trainer/gpu/gpu_device.h"
 
@@ -12,6 +14,10 @@ namespace {
 
 constexpr int kCapabilityMin = 80;  // Ampere: bf16
 constexpr const char* kUnknownGpu = "NVIDIA A100";
+
+std::string CapabilityOf(const gpu::Description& device) {
+  return fmt::format("{}.{}", device.compute_capability / 10, device.compute_capability % 10);
+}
 
 }  // namespace
 
@@ -30,14 +36,26 @@ at::Device ChooseDevice(const std::string& wanted) {
   }
   const gpu::Description device = gpu::Describe();
   if (device.compute_capability < kCapabilityMin) {
-    const std::string found = fmt::format("{} has compute capability {}.{}, and 8.0 is the least", device.name,
-                                          device.compute_capability / 10, device.compute_capability % 10);
+    const std::string found =
+        fmt::format("{} has compute capability {}, and 8.0 is the least", device.name, CapabilityOf(device));
     if (wanted == "cuda") throw SpecError(found);
     spdlog::warn("{}: training on the CPU", found);
     return at::kCPU;
   }
   spdlog::info("training on {} with {} MiB", device.name, device.memory_bytes >> 20);
   return {at::kCUDA, 0};
+}
+
+nlohmann::json DevicesSeen() {
+  nlohmann::json gpus = nlohmann::json::array();
+  for (int64_t index = 0; index < gpu::Count(); ++index) {
+    const gpu::Description device = gpu::Describe(index);
+    gpus.push_back({{"name", device.name},
+                    {"memory_bytes", device.memory_bytes},
+                    {"compute_capability", CapabilityOf(device)},
+                    {"usable", device.compute_capability >= kCapabilityMin}});
+  }
+  return {{"cuda", gpu::IsBuilt()}, {"gpus", gpus}};
 }
 
 jobfile::JobSpec SpecOn(at::Device device, jobfile::JobSpec spec) {

@@ -4,6 +4,7 @@
 #include <c10/core/Device.h>
 
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 
 #include "proto/jobfile/job_spec.h"
@@ -14,6 +15,10 @@ namespace longspan::trainer {
 // "cpu"; "cuda", the first GPU that this process sees; "auto": that one where there is one, else the CPU. Says in the
 // log which it is. SpecError when there is no GPU but one is asked for.
 at::Device ChooseDevice(const std::string& wanted);
+
+// Whether this program was built with CUDA, and what it sees then: {"cuda": true, "gpus": [{"name": "NVIDIA H200",
+// "memory_bytes": …, "compute_capability": "9.0", "usable": true}, …]}; usable: ChooseDevice would take it.
+nlohmann::json DevicesSeen();
 
 // With what the job leaves to the device filled in: the type in which it computes.
 jobfile::JobSpec SpecOn(at::Device device, jobfile::JobSpec spec);

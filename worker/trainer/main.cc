@@ -12,6 +12,7 @@
 #include <iostream>
 #include <memory>
 #include <new>
+#include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
 
@@ -110,6 +111,7 @@ struct Flags {
   std::string tokens, out;  // of the probe; tokens also of measure
   std::string device = "auto";
   GenerateOptions generate;
+  bool as_json = false;  // of version
 };
 
 void AddDeviceFlag(CLI::App& command, Flags& flags) {
@@ -263,6 +265,27 @@ void AddGenerate(CLI::App& app, Flags& flags) {
   command->callback([&flags] { flags.command = "generate"; });
 }
 
+void AddVersion(CLI::App& app, Flags& flags) {
+  CLI::App* command = app.add_subcommand("version", "print the version");
+  command->add_flag("--json", flags.as_json, "with what the program can train on here, as a line of JSON");
+  command->callback([&flags] { flags.command = "version"; });
+}
+
+int VersionCommand(const Flags& flags) {
+  if (!flags.as_json) {
+    std::printf("longspan-trainer %s\n", kVersion);
+    return 0;
+  }
+  try {
+    nlohmann::json version = DevicesSeen();
+    version["version"] = kVersion;
+    std::cout << version.dump() << std::endl;
+    return static_cast<int>(ExitCode::kDone);
+  } catch (...) {
+    return Report(CurrentFailure(), nullptr);
+  }
+}
+
 int Main(int argc, char** argv) {
   spdlog::set_default_logger(spdlog::stderr_color_mt("trainer"));
   spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e %^%l%$ %v");
@@ -289,17 +312,14 @@ int Main(int argc, char** argv) {
   AddGenerate(app, flags);
   AddMeasure(app, flags);
   AddProfile(app, flags);
-  app.add_subcommand("version", "print the version")->callback([&flags] { flags.command = "version"; });
+  AddVersion(app, flags);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     // CLI11 has exit codes of its own; every mistake in the flags is a bad spec here.
     return app.exit(error) == 0 ? 0 : static_cast<int>(ExitCode::kBadSpec);
   }
-  if (flags.command == "version") {
-    std::printf("longspan-trainer %s\n", kVersion);
-    return 0;
-  }
+  if (flags.command == "version") return VersionCommand(flags);
   if (flags.command == "generate") return GenerateCommand(flags);
   if (flags.command == "measure") return MeasureCommand(flags);
   if (flags.command == "profile") return ProfileCommand(flags);

@@ -3,14 +3,17 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdio>
 #include <fstream>
 #include <sstream>
 
 #include "tests/trainer/run/tiny_job.h"
 #include "tests/trainer/run/trainer_process.h"
 #include "worker/trainer/checkpoint/checkpoint.h"
+#include "worker/trainer/gpu/gpu_device.h"
 #include "worker/trainer/model/base_tensors.h"
 #include "worker/trainer/model/safetensors.h"
+#include "worker/trainer/run.h"
 
 namespace longspan::trainer {
 namespace {
@@ -33,6 +36,20 @@ std::vector<std::string> FilesIn(const fs::path& folder) {
   for (const auto& entry : fs::directory_iterator(folder)) names.push_back(entry.path().filename().string());
   std::sort(names.begin(), names.end());
   return names;
+}
+
+// What longspan-worker asks before it offers GPUs.
+TEST(Version, SaysWhatThisProgramTrainsOn) {
+  const std::string command = (longspan::testing::BinDir() / "longspan-trainer").string() + " version --json";
+  FILE* const pipe = ::popen(command.c_str(), "r");
+  ASSERT_NE(pipe, nullptr);
+  char line[65536] = "";
+  EXPECT_NE(std::fgets(line, sizeof line, pipe), nullptr);
+  EXPECT_EQ(::pclose(pipe), 0);
+  const nlohmann::json version = nlohmann::json::parse(line);
+  EXPECT_EQ(version.at("version"), kVersion);
+  EXPECT_EQ(version.at("cuda"), gpu::IsBuilt());
+  EXPECT_EQ(version.at("gpus").size(), static_cast<size_t>(gpu::Count()));
 }
 
 class RunTest : public ::testing::Test {

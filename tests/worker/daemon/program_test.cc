@@ -13,6 +13,7 @@
 #include "tests/test_paths.h"
 #include "tests/worker/daemon/fake_fleet.h"
 #include "tests/worker/daemon/scratch.h"
+#include "worker/daemon/trainer_check.h"
 
 extern char** environ;
 
@@ -23,6 +24,7 @@ using ::longspan::testing::BinDir;
 using ::longspan::testing::ReadWholeFile;
 using ::longspan::testing::Scratch;
 using ::longspan::testing::WaitUntilGone;
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 class ProgramTest : public ::testing::Test {
@@ -97,7 +99,7 @@ class ProgramTest : public ::testing::Test {
   const RankKey key_{"job-1", 1, 0};
   std::vector<pid_t> started_;
   // Deaf to SIGTERM; ends when it is told to stop.
-  const std::string trainer_ =
+  std::string trainer_ =
       scratch_.Script("trainer",
                       "trap '' TERM\necho $$\nwhile read line <&4; do case \"$line\" in *stop*) break;; esac; done\n"
                       "echo '{\"type\":\"done\",\"stopped\":true}' >&3\nexit 40\n");
@@ -132,6 +134,84 @@ TEST_F(ProgramTest, WrongFlagsAreRefusedWithASentence) {
   EXPECT_EQ(WaitForEnd(Start("log", {"--no-such-flag"})), 2);
   EXPECT_EQ(WaitForEnd(Start("log", {"--token-file", "/nowhere"})), 2);
   EXPECT_THAT(ReadWholeFile(scratch_ / "log"), HasSubstr("/nowhere holds no token"));
+}
+
+// A machine with the two GPUs of the test's driver, and a trainer that answers `version --json` in some way.
+class GpuProgramTest : public ProgramTest {
+ protected:
+  GpuProgramTest() {
+    std::filesystem::create_directories(scratch_ / "driver");
+    std::filesystem::create_symlink(BinDir() / "libfake_nvml.so", scratch_ / "driver/libnvidia-ml.so.1");
+    setenv("LD_LIBRARY_PATH", (scratch_ / "driver").c_str(), 1);
+    unsetenv("CUDA_VISIBLE_DEVICES");
+  }
+  ~GpuProgramTest() override {
+    unsetenv("LD_LIBRARY_PATH");
+    unsetenv("CUDA_VISIBLE_DEVICES");
+  }
+  // Runs the daemon to its end, which is a refusal; what it said.
+  std::string Refusal(const std::string& trainer_script) {
+    trainer_ = scratch_.Script("other_trainer", trainer_script);
+    EXPECT_EQ(WaitForEnd(Start("log")), 2) << trainer_script;
+    return ReadWholeFile(scratch_ / "log");
+  }
+  static constexpr const char* kTwoGpus =
+      R"(echo '{"cuda":true,"gpus":[{"name":"A","usable":true},{"name":"B","usable":true}]}')";
+};
+
+TEST_F(GpuProgramTest, OffersGpusToATrainerThatSeesThem) {
+  // It is asked with the GPUs that are offered visible, and what it writes beside its answer does not matter.
+  trainer_ = scratch_.Script("other_trainer", "echo \"$* $CUDA_VISIBLE_DEVICES\" > " + (scratch_ / "asked") +
+                                                  "\necho warning: >&2\n" + kTwoGpus);
+  Start("log");
+  ASSERT_TRUE(fleet_.WaitFor([](const FakeFleet& fleet) { return fleet.newest().sequence() > 0; }))
+      << ReadWholeFile(scratch_ / "log");
+  EXPECT_EQ(fleet_.Locked([](const FakeFleet& fleet) { return fleet.newest().slots_size(); }), 2);
+  EXPECT_EQ(ReadWholeFile(scratch_ / "asked"),
+            "version --json GPU-00000000-1111-2222-3333-444444444444,GPU-10000000-1111-2222-3333-444444444444\n");
+}
+
+TEST_F(GpuProgramTest, RefusesATrainerThatCannotUseThem) {
+  EXPECT_THAT(Refusal(R"(echo '{"version":"0.1.0","cuda":false,"gpus":[]}')"),
+              AllOf(HasSubstr("other_trainer cannot train on the 2 GPUs that this worker would offer"),
+                    HasSubstr("built without CUDA"), HasSubstr("--slots N"), HasSubstr("preset cuda")));
+  EXPECT_THAT(Refusal(R"(echo '{"cuda":true,"gpus":[{"name":"A","usable":true}]}')"),
+              HasSubstr("it sees 1 of GPU-00000000-1111-2222-3333-444444444444, GPU-1"));
+  EXPECT_THAT(Refusal(R"(echo '{"cuda":true,"gpus":[{"name":"A","usable":true},)"
+                      R"({"name":"Tesla V100","compute_capability":"7.0","usable":false}]}')"),
+              HasSubstr("GPU-10000000-1111-2222-3333-444444444444 is Tesla V100 of compute capability 7.0, and 8.0"));
+  EXPECT_THAT(Refusal("echo longspan-trainer 0.0.9"),
+              HasSubstr("\"longspan-trainer 0.0.9\"; is it a longspan-trainer"));
+  EXPECT_THAT(Refusal("echo libcudart.so.13: not found >&2\nexit 127"),
+              HasSubstr("`version --json` ended with code 127: \"libcudart.so.13: not found\""));
+  EXPECT_THAT(Refusal("kill -SEGV $$"), HasSubstr("`version --json` was killed by signal 11"));
+  EXPECT_THAT(Refusal(R"(echo '{"cuda":true,"gpus":[7,{"usable":"yes"}]}')"), HasSubstr("is unknown of compute"));
+}
+
+TEST_F(GpuProgramTest, CpuSlotsNeedNoSuchTrainer) {
+  Start("log", {"--slots", "3"});
+  ASSERT_TRUE(fleet_.WaitFor([](const FakeFleet& fleet) { return fleet.newest().sequence() > 0; }));
+  EXPECT_EQ(fleet_.Locked([](const FakeFleet& fleet) { return fleet.newest().slots(0).device(); }), "cpu");
+}
+
+TEST_F(GpuProgramTest, AsksForTheVisibleOnesAlone) {
+  setenv("CUDA_VISIBLE_DEVICES", "1", 1);
+  trainer_ = scratch_.Script("other_trainer", "echo \"{\\\"cuda\\\":true,\\\"gpus\\\":[{\\\"usable\\\":true}]}\"");
+  Start("log");
+  ASSERT_TRUE(fleet_.WaitFor([](const FakeFleet& fleet) { return fleet.newest().sequence() > 0; }))
+      << ReadWholeFile(scratch_ / "log");
+  EXPECT_EQ(fleet_.Locked([](const FakeFleet& fleet) { return fleet.newest().slots(0).uuid(); }),
+            "GPU-10000000-1111-2222-3333-444444444444");
+}
+
+TEST(TrainerCheck, DoesNotWaitForATrainerThatHangs) {
+  Scratch scratch;
+  TrainerQuestion question;
+  question.trainer = scratch.Script("trainer", "exec sleep 1000");
+  question.gpus = {"GPU-0"};
+  question.environment = {"PATH=/usr/bin:/bin"};
+  question.deadline = absl::Milliseconds(50);
+  EXPECT_THAT(std::string(AskTrainer(question).message()), HasSubstr("did not end within 50ms"));
 }
 
 TEST_F(ProgramTest, SigtermStopsItsRanksAndEndsWell) {

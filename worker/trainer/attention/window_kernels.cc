@@ -23,8 +23,8 @@ WindowKernel KernelFor(const WindowBand& band, const at::Tensor& q) {
                               : band.right == 0                ? WindowKernel::kEfficient
                                                                : WindowKernel::kMaskedTiles;
   std::call_once(told[static_cast<int>(kernel)], [&] {
-    spdlog::info("attention through a window on the GPU by {} ({} query heads of {})",
-                 kNames[static_cast<int>(kernel)], q.size(1), q.size(3));
+    spdlog::info("attention through a window on the GPU by {} ({} query heads of {})", kNames[static_cast<int>(kernel)],
+                 q.size(1), q.size(3));
   });
   return kernel;
 }
@@ -61,9 +61,9 @@ DenseOutput MaskedTiles(const WindowBand& band, const at::Tensor& q, const at::T
     const int64_t padded = (band.keys + kBiasAlignment - 1) / kBiasAlignment * kBiasAlignment;
     const at::Tensor bias = at::empty({rows, padded}, q.options()).narrow(1, 0, band.keys);
     at::Tensor(bias).copy_(BandMask(band, begin, rows, q.options()));
-    const auto all = at::_scaled_dot_product_efficient_attention(
-        q.narrow(2, begin, rows), keys, values, bias.expand({q.size(0), q.size(1), rows, band.keys}),
-        /*compute_log_sumexp=*/true);
+    const auto all = at::_scaled_dot_product_efficient_attention(q.narrow(2, begin, rows), keys, values,
+                                                                 bias.expand({q.size(0), q.size(1), rows, band.keys}),
+                                                                 /*compute_log_sumexp=*/true);
     result.out.narrow(2, begin, rows).copy_(std::get<0>(all));
     result.logsumexp.narrow(2, begin, rows).copy_(std::get<1>(all).narrow(2, 0, rows));
   }

@@ -1,11 +1,12 @@
 // Attention through a sliding window (sliding_window.h) on a GPU: one call for all rows, no mask over a whole sequence.
 //
 //   bf16   flash attention's own window; cuDNN has none
-//   fp32   memory-efficient attention's window, where the last row is the token of the last key; else a mask in tiles of
+//   fp32   memory-efficient attention's window, where the last row is the token of the last key; else a mask in tiles
+//   of
 //          rows (shared sequences alone, where the keys are another rank's)
 //
-// Which one is logged once each. Both kernels count a row's keys from the last row and the last key backwards, so what a
-// part of the queries sees of a part of the keys is first put that way:
+// Which one is logged once each. Both kernels count a row's keys from the last row and the last key backwards, so what
+// a part of the queries sees of a part of the keys is first put that way:
 //
 //              keys  0 .. first_key ....................... first_key + keys
 //   row 0                 [ left ····· o ····· right ]           o: the key as far from the last key as row 0 is from

@@ -17,8 +17,8 @@ constexpr size_t kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGG
 bool IsBuilt() { return true; }
 int64_t Count() { return c10::cuda::device_count(); }
 
-Description Describe() {
-  const cudaDeviceProp* const device = at::cuda::getDeviceProperties(0);
+Description Describe(int64_t index) {
+  const cudaDeviceProp* const device = at::cuda::getDeviceProperties(static_cast<c10::DeviceIndex>(index));
   return {device->name, static_cast<int64_t>(device->totalGlobalMem), device->major * 10 + device->minor};
 }
 

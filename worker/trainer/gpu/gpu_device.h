@@ -18,8 +18,8 @@ struct Description {
   int64_t memory_bytes = 0;
   int compute_capability = 0;  // 90
 };
-// Of the first one, which is the one that trains: the daemon hides the others.
-Description Describe();
+// Of one of Count(). The first is the one that trains: the daemon hides the others.
+Description Describe(int64_t index = 0);
 
 // Bytes that LibTorch's allocator has out there, and the most at once since the last reset.
 struct Memory {

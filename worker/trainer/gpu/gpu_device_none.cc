@@ -5,7 +5,7 @@ namespace longspan::trainer::gpu {
 
 bool IsBuilt() { return false; }
 int64_t Count() { return 0; }
-Description Describe() { throw SpecError("this program was built without CUDA"); }
+Description Describe(int64_t) { throw SpecError("this program was built without CUDA"); }
 Memory MemoryNow() { return {}; }
 void ResetMemoryPeak() {}
 void PinHostMemory(std::byte*, int64_t) {}
