@@ -41,7 +41,7 @@ std::optional<nlohmann::json> ObjectIn(std::string_view printed) {
 
 std::string TextOf(const nlohmann::json& object, const char* key) {
   return object.is_object() && object.contains(key) && object[key].is_string() ? object[key].get<std::string>()
-                                                                              : "unknown";
+                                                                               : "unknown";
 }
 
 std::string LastLine(std::string_view printed) {

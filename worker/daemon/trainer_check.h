@@ -18,9 +18,9 @@
 namespace longspan::worker {
 
 struct TrainerQuestion {
-  std::string trainer;                   // path of the program
-  std::vector<std::string> gpus;         // UUIDs of those that are offered
-  std::vector<std::string> environment;  // "NAME=value", without CUDA_VISIBLE_DEVICES
+  std::string trainer;                         // path of the program
+  std::vector<std::string> gpus;               // UUIDs of those that are offered
+  std::vector<std::string> environment;        // "NAME=value", without CUDA_VISIBLE_DEVICES
   absl::Duration deadline = absl::Minutes(1);  // a driver that nobody keeps loaded takes its time
 };
 

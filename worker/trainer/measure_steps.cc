@@ -112,7 +112,8 @@ class MeasuredSteps {
     const auto reduce_begin = Clock::now();
     word = reducer_.Finish(word);
     const double allreduce = SecondsSince(reduce_begin);
-    const std::chrono::nanoseconds busy_before = std::exchange(allreduce_time_, ranks_.allreduce_time());
+    const std::chrono::nanoseconds busy_before =
+        std::exchange(allreduce_time_, ranks_.use(Collective::kAllReduce).busy);
     const double allreduce_busy = std::chrono::duration<double>(allreduce_time_ - busy_before).count();
     const auto optimizer_begin = Clock::now();
     for (at::Tensor& gradient : gradients_) gradient.mul_(1.0 / static_cast<double>(word.scored_tokens));

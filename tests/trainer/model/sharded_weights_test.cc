@@ -32,7 +32,7 @@ class LoneRank : public Communicator {
   void Join() override {}
   void AllReduce(at::Tensor) override { ADD_FAILURE(); }
   std::unique_ptr<Pending> StartAllReduce(at::Tensor) override { return Fail(); }
-  std::chrono::nanoseconds allreduce_time() const override { return {}; }
+  CollectiveUse use(Collective) const override { return {}; }
   std::unique_ptr<Pending> StartExchange(const Exchange&) override { return Fail(); }
   std::unique_ptr<Pending> StartAllGather(const at::Tensor&, const at::Tensor&) override { return Fail(); }
 

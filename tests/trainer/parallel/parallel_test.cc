@@ -87,13 +87,16 @@ TEST(Communicator, PublishedWordsReachTheOthersBeforeTheyJoin) {
 
 TEST(Communicator, AllReducesThatOverlapAreTimedOnce) {
   AsGang(2, [&](Communicator& ranks) {
-    EXPECT_EQ(ranks.allreduce_time().count(), 0);
+    EXPECT_EQ(ranks.use(Collective::kAllReduce).busy.count(), 0);
     const auto begin = std::chrono::steady_clock::now();
     std::vector<std::unique_ptr<Communicator::Pending>> pending;
     for (int i = 0; i < 10; ++i) pending.push_back(ranks.StartAllReduce(at::zeros({10000})));
     for (const auto& one : pending) one->Wait();
-    EXPECT_GT(ranks.allreduce_time().count(), 0);
-    EXPECT_LE(ranks.allreduce_time(), std::chrono::steady_clock::now() - begin);
+    const CollectiveUse use = ranks.use(Collective::kAllReduce);
+    EXPECT_GT(use.busy.count(), 0);
+    EXPECT_GT(use.waited.count(), 0);
+    EXPECT_LE(use.busy, std::chrono::steady_clock::now() - begin);
+    EXPECT_LE(use.waited, std::chrono::steady_clock::now() - begin);
     EXPECT_EQ(ranks.allreduce_bytes(), 400000);
   });
 }

@@ -65,10 +65,10 @@ class Decoder : public CausalLm {
     shape_.weight_ranks = 0;
     if (options.ranks != nullptr && options.spec.resources.shard_weights) {
       TORCH_CHECK(!plan_.trains_base && !plan_.quantized, "only frozen weights in the compute dtype are shared");
-      TORCH_CHECK(options.device.is_cpu(), "weights that ranks share lie on CPUs");
       shape_.weight_ranks = options.ranks->world_size();
-      shards_ = std::make_unique<ShardedWeights>(planner::ShardWeights(shape_), ComputeScalarType(options.spec),
-                                                 *options.ranks);
+      shards_ = std::make_unique<ShardedWeights>(
+          planner::ShardWeights(shape_), at::TensorOptions(options.device).dtype(ComputeScalarType(options.spec)),
+          *options.ranks);
     }
     if (plan_.has_lora && plan_.trains_head && !config_.family->head_alias.empty()) {
       throw SpecError(fmt::format("method.train_head: the head of {} does not train beside LoRA; method full trains it",

@@ -1,16 +1,17 @@
 #include "worker/trainer/model/sharded_weights.h"
 
 #include <algorithm>
-#include <chrono>
 #include <utility>
 
 namespace longspan::trainer {
 
-ShardedWeights::ShardedWeights(const planner::WeightShards& shards, at::ScalarType dtype, Communicator& ranks)
-    : shards_(shards), dtype_(dtype), ranks_(ranks), gathered_(static_cast<size_t>(shards.layers)) {
+ShardedWeights::ShardedWeights(const planner::WeightShards& shards, const at::TensorOptions& stored_as,
+                               Communicator& ranks)
+    : shards_(shards), stored_as_(stored_as), ranks_(ranks), gathered_(static_cast<size_t>(shards.layers)) {
   TORCH_CHECK(shards.ranks == ranks.world_size(), "weights shared by ", shards.ranks, " ranks among ",
               ranks.world_size());
-  for (int64_t layer = 0; layer < shards.layers; ++layer) parts_.push_back(at::zeros({shards.rank_elements}, dtype));
+  for (int64_t layer = 0; layer < shards.layers; ++layer)
+    parts_.push_back(at::zeros({shards.rank_elements}, stored_as));
   for (auto& layer : gathered_) {
     for (size_t linear = 0; linear < layer.size(); ++linear) layer[linear].inputs = shards.linears[linear].inputs;
   }
@@ -56,10 +57,8 @@ void ShardedWeights::Start(Row* row, int64_t layer) {
 
 void ShardedWeights::Finish(Row* row) {
   if (!row->pending) return;
-  const auto begin = std::chrono::steady_clock::now();
   row->pending->Wait();
   row->pending.reset();
-  wait_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   auto& weights = gathered_[static_cast<size_t>(row->layer)];
   for (size_t linear = 0; linear < weights.size(); ++linear) {
     const planner::LinearShape& shape = shards_.linears[linear];
@@ -73,7 +72,7 @@ void ShardedWeights::Begin(std::vector<int64_t> order) {
   TORCH_CHECK(next_ == order_.size(), "a pass begins while layer ", next_, " of another is still to be used");
   for (Row& row : rows_) {
     Release(&row);  // LoRA has changed, or is off
-    if (!row.memory.defined()) row.memory = at::empty({shards_.row_elements()}, dtype_);
+    if (!row.memory.defined()) row.memory = at::empty({shards_.row_elements()}, stored_as_);
   }
   order_ = std::move(order);
   next_ = 0;

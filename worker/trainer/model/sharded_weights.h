@@ -17,6 +17,7 @@
 #include <ATen/ATen.h>
 
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -29,7 +30,8 @@ namespace longspan::trainer {
 
 class ShardedWeights {
  public:
-  ShardedWeights(const planner::WeightShards& shards, at::ScalarType dtype, Communicator& ranks);
+  // Of the compute dtype, on the device that computes.
+  ShardedWeights(const planner::WeightShards& shards, const at::TensorOptions& stored_as, Communicator& ranks);
 
   // Keeps what falls into this rank's part of `stored` (n, inputs): the rows from `first_row` on of a layer's fused
   // weight, 0 to 3 in the order of the layer. Copies, into the compute dtype.
@@ -48,9 +50,12 @@ class ShardedWeights {
   void ReleaseRows();
 
   int64_t held_bytes() const { return shards_.held_bytes(); }
-  int64_t gathered_bytes() const;                        // of the rows; 0 before the first pass
-  int64_t gathers() const { return gathers_; }           // so far
-  double wait_seconds() const { return wait_seconds_; }  // that passes waited for them, so far
+  int64_t gathered_bytes() const;               // of the rows; 0 before the first pass
+  int64_t gathers() const { return gathers_; }  // so far
+  // That passes waited for them, so far.
+  double wait_seconds() const {
+    return std::chrono::duration<double>(ranks_.use(Collective::kAllGather).waited).count();
+  }
 
  private:
   static constexpr int64_t kNone = -1;
@@ -65,7 +70,7 @@ class ShardedWeights {
   void Finish(Row* row);
 
   const planner::WeightShards shards_;
-  const at::ScalarType dtype_;
+  const at::TensorOptions stored_as_;
   Communicator& ranks_;
   std::vector<at::Tensor> parts_;                        // of each layer, (rank_elements)
   std::vector<std::array<GatheredWeight, 4>> gathered_;  // of each layer; defined while it is in a row
@@ -74,7 +79,6 @@ class ShardedWeights {
   std::vector<int64_t> order_;
   size_t next_ = 0;  // in order_
   int64_t gathers_ = 0;
-  double wait_seconds_ = 0;
 };
 
 }  // namespace longspan::trainer

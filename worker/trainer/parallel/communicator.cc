@@ -61,81 +61,58 @@ class SingleRank : public Communicator {
     at::Tensor(out).copy_(local);
     return std::make_unique<DonePending>();
   }
-  std::chrono::nanoseconds allreduce_time() const override { return {}; }
+  CollectiveUse use(Collective) const override { return {}; }
   std::unique_ptr<Pending> StartExchange(const Exchange& exchange) override {
     TORCH_CHECK(!exchange.sent.defined() && !exchange.received.defined(), "a single rank has nobody to exchange with");
     return std::make_unique<DonePending>();
   }
 };
 
-// How long at least one of several things was under way that end in the order in which they began. Thread-safe.
-class BusyTime {
+using Meter = std::shared_ptr<CollectiveMeter>;
+using Clock = CollectiveMeter::Clock;
+using Work = c10::intrusive_ptr<c10d::Work>;
+
+// Its end is noticed by Gloo's thread.
+class GlooSum : public Communicator::Pending {
  public:
-  using Clock = std::chrono::steady_clock;
-
-  void Ended(Clock::time_point begin) {
-    const std::lock_guard lock(mutex_);
-    const Clock::time_point now = Clock::now();
-    total_ += now - std::max(begin, last_end_);
-    last_end_ = now;
-  }
-  std::chrono::nanoseconds total() const {
-    const std::lock_guard lock(mutex_);
-    return total_;
-  }
-
- private:
-  mutable std::mutex mutex_;
-  Clock::time_point last_end_;
-  std::chrono::nanoseconds total_{0};
-};
-
-class GlooPending : public Communicator::Pending {
- public:
-  GlooPending(c10::intrusive_ptr<c10d::Work> work, std::string what) : work_(std::move(work)), what_(std::move(what)) {}
+  GlooSum(Work work, Meter meter, std::string what)
+      : work_(std::move(work)), meter_(std::move(meter)), what_(std::move(what)) {}
   void Wait() override {
+    const auto begin = Clock::now();
     OrInfrastructureError(what_, [&] { work_->wait(); });
+    meter_->Waited(Collective::kAllReduce, begin);
   }
 
  private:
-  c10::intrusive_ptr<c10d::Work> work_;
+  Work work_;
+  Meter meter_;
   std::string what_;
 };
 
-// Messages to and from several ranks.
+// Messages to and from other ranks.
 class GlooMessages : public Communicator::Pending {
  public:
-  GlooMessages(std::vector<c10::intrusive_ptr<c10d::Work>> works, std::chrono::milliseconds timeout, std::string what)
-      : works_(std::move(works)), timeout_(timeout), what_(std::move(what)) {}
+  struct Kind {
+    Collective collective;
+    std::string what;
+  };
+  GlooMessages(std::vector<Work> works, std::chrono::milliseconds timeout, Meter meter, Kind kind)
+      : works_(std::move(works)), timeout_(timeout), meter_(std::move(meter)), kind_(std::move(kind)) {}
   void Wait() override {
-    OrInfrastructureError(what_, [&] {
-      for (const auto& work : works_) work->wait(timeout_);
+    const auto waits_since = Clock::now();
+    OrInfrastructureError(kind_.what, [&] {
+      for (const Work& work : works_) work->wait(timeout_);
     });
+    meter_->Waited(kind_.collective, waits_since);
+    meter_->Ended(kind_.collective, begin_);
   }
 
  private:
-  std::vector<c10::intrusive_ptr<c10d::Work>> works_;
+  std::vector<Work> works_;
   std::chrono::milliseconds timeout_;
-  std::string what_;
-};
-
-// Either may be null.
-class GlooExchange : public Communicator::Pending {
- public:
-  using Work = c10::intrusive_ptr<c10d::Work>;
-  GlooExchange(Work sent, Work received, std::chrono::milliseconds timeout, std::string what)
-      : sent_(std::move(sent)), received_(std::move(received)), timeout_(timeout), what_(std::move(what)) {}
-  void Wait() override {
-    OrInfrastructureError(what_, [&] {
-      if (received_) received_->wait(timeout_);
-      if (sent_) sent_->wait(timeout_);
-    });
-  }
-
- private:
-  Work sent_, received_;
-  std::chrono::milliseconds timeout_;
-  std::string what_;
+  Meter meter_;
+  Kind kind_;
+  const Clock::time_point begin_ = Clock::now();
 };
 
 struct HostPort {
@@ -234,18 +211,15 @@ class GlooRanks : public Communicator {
 
   std::unique_ptr<Pending> StartAllReduce(at::Tensor tensor) override {
     const std::string what = "add up over the ranks (another rank died or hangs)";
-    allreduce_bytes_ += static_cast<int64_t>(tensor.nbytes());
-    if (tensor.is_cuda()) {
-      TORCH_CHECK(gpus_, "a sum over GPUs of ranks that joined without");
-      return gpus_->StartAllReduce(std::move(tensor));
-    }
+    meter_->Moved(Collective::kAllReduce, static_cast<int64_t>(tensor.nbytes()));
+    if (tensor.is_cuda()) return OnGpus().StartAllReduce(std::move(tensor));
     std::vector<at::Tensor> tensors = {std::move(tensor)};
     c10d::AllreduceOptions allreduce;
     allreduce.timeout = options_.collective_timeout;
-    const auto begin = BusyTime::Clock::now();
-    auto work = OrInfrastructureError(what, [&] { return group_->allreduce(tensors, allreduce); });
-    work->getFuture()->addCallback([busy = busy_, begin](auto&) { busy->Ended(begin); });
-    return std::make_unique<GlooPending>(std::move(work), what);
+    const auto begin = Clock::now();
+    Work work = OrInfrastructureError(what, [&] { return group_->allreduce(tensors, allreduce); });
+    work->getFuture()->addCallback([meter = meter_, begin](auto&) { meter->Ended(Collective::kAllReduce, begin); });
+    return std::make_unique<GlooSum>(std::move(work), meter_, what);
   }
 
   // c10d's own all-gather on Gloo receives into a second buffer as large as `out` and copies. Here every rank sends its
@@ -256,9 +230,11 @@ class GlooRanks : public Communicator {
     TORCH_CHECK(local.is_contiguous() && out.is_contiguous() && out.scalar_type() == local.scalar_type() &&
                     out.numel() == size * options_.world_size,
                 "an all-gather of ", local.sizes(), " into ", out.sizes());
+    meter_->Moved(Collective::kAllGather, (options_.world_size - 1) * static_cast<int64_t>(local.nbytes()));
+    if (local.is_cuda()) return OnGpus().StartAllGather(local, out);
     const std::string what = "gather from the ranks (another rank died or hangs)";
     const auto part_of = [&](int64_t rank) { return out.view({-1}).narrow(0, rank * size, size); };
-    std::vector<c10::intrusive_ptr<c10d::Work>> works;
+    std::vector<Work> works;
     OrInfrastructureError(what, [&] {
       // The peer at a distance of 1 first, then of 2: no rank is everybody's first.
       for (int64_t distance = 1; distance < options_.world_size; ++distance) {
@@ -270,29 +246,47 @@ class GlooRanks : public Communicator {
       }
     });
     part_of(options_.rank).copy_(local);
-    allgather_bytes_ += (options_.world_size - 1) * static_cast<int64_t>(local.nbytes());
-    return std::make_unique<GlooMessages>(std::move(works), options_.collective_timeout, what);
+    return Messages(std::move(works), {Collective::kAllGather, what});
   }
 
-  std::chrono::nanoseconds allreduce_time() const override { return gpus_ ? gpus_->busy_time() : busy_->total(); }
   std::unique_ptr<Pending> StartExchange(const Exchange& exchange) override {
+    if (!exchange.sent.defined() && !exchange.received.defined()) return std::make_unique<DonePending>();
+    if (exchange.sent.defined()) meter_->Moved(Collective::kExchange, static_cast<int64_t>(exchange.sent.nbytes()));
+    if ((exchange.sent.defined() ? exchange.sent : exchange.received).is_cuda()) {
+      return OnGpus().StartExchange(exchange);
+    }
     const std::string what = "exchange with another rank (it died or hangs)";
-    c10::intrusive_ptr<c10d::Work> received, sent;
+    std::vector<Work> works;
     OrInfrastructureError(what, [&] {
       if (exchange.received.defined()) {
         std::vector<at::Tensor> tensors = {exchange.received};
-        received = group_->recv(tensors, static_cast<int>(exchange.from), kExchangeTag);
+        works.push_back(group_->recv(tensors, static_cast<int>(exchange.from), kExchangeTag));
       }
       if (exchange.sent.defined()) {
         std::vector<at::Tensor> tensors = {exchange.sent};
-        sent = group_->send(tensors, static_cast<int>(exchange.to), kExchangeTag);
-        exchanged_bytes_ += static_cast<int64_t>(exchange.sent.nbytes());
+        works.push_back(group_->send(tensors, static_cast<int>(exchange.to), kExchangeTag));
       }
     });
-    return std::make_unique<GlooExchange>(std::move(sent), std::move(received), options_.collective_timeout, what);
+    return Messages(std::move(works), {Collective::kExchange, what});
+  }
+
+  CollectiveUse use(Collective kind) const override {
+    CollectiveUse sum = meter_->use(kind);
+    if (!gpus_) return sum;
+    const GpuGroup::Times times = gpus_->times(kind);
+    sum.busy += times.busy;
+    sum.waited += times.waited;
+    return sum;
   }
 
  private:
+  GpuGroup& OnGpus() const {
+    TORCH_CHECK(gpus_, "a collective of tensors on GPUs among ranks that joined without");
+    return *gpus_;
+  }
+  std::unique_ptr<Pending> Messages(std::vector<Work> works, GlooMessages::Kind kind) const {
+    return std::make_unique<GlooMessages>(std::move(works), options_.collective_timeout, meter_, std::move(kind));
+  }
   std::shared_ptr<::gloo::transport::Device> MakeDevice() const {
     if (!options_.advertise_address.empty()) {
       return c10d::ProcessGroupGloo::createDeviceForHostname(options_.advertise_address);
@@ -307,7 +301,7 @@ class GlooRanks : public Communicator {
   c10::intrusive_ptr<c10d::ProcessGroupGloo> group_;
   std::unique_ptr<GpuGroup> gpus_;  // null: on CPUs alone
   // Shared with the collectives: Gloo's thread ends them, and may do so after these ranks are gone.
-  const std::shared_ptr<BusyTime> busy_ = std::make_shared<BusyTime>();
+  const Meter meter_ = std::make_shared<CollectiveMeter>();
 };
 
 // c10d records every collective with a stack trace, in a table of the whole process that it looks up without its lock:

@@ -1,5 +1,7 @@
 // How the ranks of a gang find each other, add numbers, gather parts and exchange tensors: a TCP store for the
-// rendezvous, Gloo between CPUs, and for sums between GPUs NCCL beside it. What is gathered or exchanged lies on CPUs.
+// rendezvous, Gloo between CPUs, and between GPUs NCCL beside it. Where a tensor lies decides: on a GPU everything is
+// queued, and Wait lets what computes there afterwards wait, not the caller (gpu_group.h says what order that asks of
+// the ranks).
 //
 // Every rank makes the same collective calls in the same order; an exchange concerns the ranks that it names. World
 // size 1 takes the same code without any network. A peer that dies, or that does not answer within the timeout, gives
@@ -15,6 +17,8 @@
 #include <memory>
 #include <string>
 
+#include "worker/trainer/parallel/collective_meter.h"
+
 namespace longspan::trainer {
 
 struct CommunicatorOptions {
@@ -23,7 +27,7 @@ struct CommunicatorOptions {
   std::string store;              // "host:port" where rank 0 listens; for rank 0, port 0 takes a free one
   std::string advertise_address;  // of this machine, as the other ranks reach it; empty: the store's host on rank 0,
                                   // else found out
-  bool on_gpus = false;           // tensors of collectives may lie on the ranks' GPUs, one each
+  bool on_gpus = false;           // tensors of collectives may lie on the ranks' GPUs, one each: NCCL
   std::chrono::milliseconds connect_timeout = std::chrono::minutes(5);  // until the store answers and all ranks joined
   std::chrono::milliseconds collective_timeout = std::chrono::minutes(10);  // one collective, slow peers included
 };
@@ -73,18 +77,11 @@ class Communicator {
   };
   virtual std::unique_ptr<Pending> StartExchange(const Exchange& exchange) = 0;
 
-  // Bytes this rank has put into all-reduces, and sent in exchanges.
-  int64_t allreduce_bytes() const { return allreduce_bytes_; }
-  // How long at least one of them was under way, slow peers included. Of those that ended.
-  virtual std::chrono::nanoseconds allreduce_time() const = 0;
-  int64_t exchanged_bytes() const { return exchanged_bytes_; }
-  // Bytes this rank has received in all-gathers.
-  int64_t allgather_bytes() const { return allgather_bytes_; }
-
- protected:
-  int64_t allreduce_bytes_ = 0;
-  int64_t exchanged_bytes_ = 0;
-  int64_t allgather_bytes_ = 0;
+  // So far.
+  virtual CollectiveUse use(Collective kind) const = 0;
+  int64_t allreduce_bytes() const { return use(Collective::kAllReduce).bytes; }
+  int64_t allgather_bytes() const { return use(Collective::kAllGather).bytes; }
+  int64_t exchanged_bytes() const { return use(Collective::kExchange).bytes; }
 };
 
 }  // namespace longspan::trainer

@@ -1,6 +1,5 @@
 #include "worker/trainer/parallel/sequence_ranks.h"
 
-#include <chrono>
 #include <string>
 
 #include "worker/trainer/errors.h"
@@ -22,10 +21,8 @@ SequenceRanks::Pending SequenceRanks::StartExchange(const Communicator::Exchange
 
 void SequenceRanks::Finish(Pending& pending) {
   if (!pending) return;
-  const auto begin = std::chrono::steady_clock::now();
   const Pending finished = std::move(pending);
   finished->Wait();
-  wait_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
 bool SequenceRanks::AnyOf(bool mine) {

@@ -11,6 +11,7 @@
 
 #include <ATen/ATen.h>
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -33,20 +34,21 @@ class SequenceRanks {
 
   // As Communicator::StartExchange; `to` and `from` are ranks in the sequence.
   Pending StartExchange(const Communicator::Exchange& exchange);
-  // Waits, and counts how long that took. Nothing where `pending` is null, which it is afterwards.
+  // Waits. Nothing where `pending` is null, which it is afterwards.
   void Finish(Pending& pending);
 
   // Whether any rank of the sequence says so; the same answer on all of them, which all ask.
   bool AnyOf(bool mine);
 
-  // Spent in Finish so far: what computation did not hide.
-  double wait_seconds() const { return wait_seconds_; }
+  // What computation did not hide of exchanges so far.
+  double wait_seconds() const {
+    return std::chrono::duration<double>(ranks_.use(Collective::kExchange).waited).count();
+  }
   int64_t exchanged_bytes() const { return ranks_.exchanged_bytes(); }
 
  private:
   Communicator& ranks_;
   const int64_t size_;
-  double wait_seconds_ = 0;
 };
 
 // First token and tokens of each rank's share of sequences of `tokens`: sizes differ by one at most, larger ones first.
