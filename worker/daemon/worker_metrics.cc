@@ -44,6 +44,22 @@ constexpr GaugeValue kCounterValues[] = {
      "Bytes that rank 0 reduced with others in this attempt."},
 };
 
+// collective_all_gather_bytes_total -> metric{collective="all_gather"}; the first whose end fits.
+constexpr std::string_view kCollectivePrefix = "collective_";
+struct CollectiveValue {
+  std::string_view suffix;
+  const char* metric;
+  const char* help;
+};
+constexpr CollectiveValue kCollectiveValues[] = {
+    {"_bytes_total", "longspan_collective_bytes_total",
+     "Bytes of rank 0 in this attempt: put into all-reduces, received in all-gathers, sent in exchanges."},
+    {"_wait_seconds_total", "longspan_collective_wait_seconds_total",
+     "Seconds in which rank 0's computation stood still for collectives, in this attempt."},
+    {"_seconds_total", "longspan_collective_seconds_total",
+     "Seconds in which at least one collective of the kind was under way on rank 0, in this attempt."},
+};
+
 constexpr std::string_view kSecondsPrefix = "seconds_";      // seconds_forward -> phase="forward"
 constexpr std::string_view kSecondsOfStep = "seconds_step";  // the sum of the others and what lies between
 constexpr std::string_view kMemoryPrefix = "memory_";        // memory_peak_bytes -> kind="peak"
@@ -114,10 +130,14 @@ struct WorkerMetrics::Families {
     for (const GaugeValue& value : kCounterValues) {
       counters[value.value] = &Add(BuildCounter(), registry, value.metric, value.help);
     }
+    for (const CollectiveValue& value : kCollectiveValues) {
+      collectives.push_back(&Add(BuildCounter(), registry, value.metric, value.help));
+    }
   }
 
   std::map<std::string, Family<Gauge>*> gauges;
   std::map<std::string, Family<Counter>*> counters;
+  std::vector<Family<Counter>*> collectives;  // of each of kCollectiveValues
   Family<Gauge>& step;
   Family<Gauge>& progress;
   Family<Gauge>& last_progress;
@@ -170,11 +190,13 @@ struct WorkerMetrics::Job {
     if (Gauge* gauge = Series(family, std::move(labels))) gauge->Set(value);
   }
 
-  // `total` as the trainer counts it; the counter shows what was added in this attempt.
-  void CountUpTo(Family<Counter>& family, const std::string& name, double total) {
+  // `total` as the trainer counts it; the counter shows what was added in this attempt. `of_attempt`: so does the
+  // trainer.
+  void CountUpTo(Family<Counter>& family, const std::string& name, double total, const Labels& labels = {},
+                 bool of_attempt = false) {
     if (!std::isfinite(total)) return;
-    const auto [known, first] = totals.try_emplace(name, fresh ? 0.0 : total);
-    Counter* counter = Series(family, {});
+    const auto [known, first] = totals.try_emplace(name, fresh || of_attempt ? 0.0 : total);
+    Counter* counter = Series(family, labels);
     if (counter != nullptr && total > known->second) counter->Increment(total - known->second);
     known->second = std::max(known->second, total);
   }
@@ -270,6 +292,8 @@ void WorkerMetrics::TakeProgress(Job& job, const lines::Progress& progress, absl
       job.Set(*gauge->second, value);
     } else if (const auto counter = families_->counters.find(name); counter != families_->counters.end()) {
       job.CountUpTo(*counter->second, name, value);
+    } else if (name.starts_with(kCollectivePrefix)) {
+      TakeCollective(job, name, value);
     } else if (name.starts_with(kSecondsPrefix) && name != kSecondsOfStep) {
       Histogram* seconds =
           job.Series(families_->phase_seconds, {{"phase", name.substr(kSecondsPrefix.size())}}, SecondsBuckets());
@@ -280,6 +304,17 @@ void WorkerMetrics::TakeProgress(Job& job, const lines::Progress& progress, absl
           name.substr(kMemoryPrefix.size(), name.size() - kMemoryPrefix.size() - kBytesSuffix.size());
       job.Set(families_->memory, value, {{"kind", kind}});
     }
+  }
+}
+
+void WorkerMetrics::TakeCollective(Job& job, const std::string& name, double total) {
+  const std::string_view rest = std::string_view(name).substr(kCollectivePrefix.size());
+  for (size_t index = 0; index < std::size(kCollectiveValues); ++index) {
+    const std::string_view suffix = kCollectiveValues[index].suffix;
+    if (!rest.ends_with(suffix) || rest.size() == suffix.size()) continue;
+    const Labels labels = {{"collective", std::string(rest.substr(0, rest.size() - suffix.size()))}};
+    job.CountUpTo(*families_->collectives[index], name, total, labels, /*of_attempt=*/true);
+    return;
   }
 }
 

@@ -59,6 +59,7 @@ class WorkerMetrics {
   void ReadGpus() const;
   Job& JobOf(const RankKey& key, bool fresh);
   void TakeProgress(Job& job, const lines::Progress& progress, absl::Time wall);
+  void TakeCollective(Job& job, const std::string& name, double total);
 
   const absl::Duration kept_after_end_;
   prometheus::Registry registry_;

@@ -46,6 +46,18 @@ at::Device ChooseDevice(const std::string& wanted) {
   return {at::kCUDA, 0};
 }
 
+CommunicatorOptions::GpuCollectives CollectivesOn(at::Device device, const std::string& wanted) {
+  using GpuCollectives = CommunicatorOptions::GpuCollectives;
+  if (wanted != "auto" && wanted != "nccl" && wanted != "gloo") {
+    throw SpecError(fmt::format("--collectives is {}; it must be auto, nccl or gloo", wanted));
+  }
+  if (!device.is_cuda()) {
+    if (wanted == "nccl") throw SpecError("--collectives is nccl, but this rank computes on the CPU; leave it out");
+    return GpuCollectives::kNone;
+  }
+  return wanted == "gloo" ? GpuCollectives::kHost : GpuCollectives::kNccl;
+}
+
 nlohmann::json DevicesSeen() {
   nlohmann::json gpus = nlohmann::json::array();
   for (int64_t index = 0; index < gpu::Count(); ++index) {

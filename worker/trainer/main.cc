@@ -123,6 +123,10 @@ void AddRankFlags(CLI::App& command, Flags& flags) {
   AddDeviceFlag(command, flags);
   command.add_option("--rank", flags.run.rank, "number of this rank, from 0")->check(CLI::Range(0, 65535));
   command.add_option("--world-size", flags.run.world_size, "number of ranks")->check(CLI::Range(1, 65536));
+  command
+      .add_option("--collectives", flags.run.collectives,
+                  "between ranks on GPUs; auto: NCCL, which wants a GPU for each; gloo: through the host")
+      ->check(CLI::IsMember({"auto", "nccl", "gloo"}));
   command.add_option("--store", flags.run.store, "HOST:PORT where rank 0 listens and the others connect");
   command.add_option("--threads", flags.threads, "CPU threads; default: resources.threads_per_slot")
       ->check(CLI::Range(1, 4096));
@@ -203,7 +207,7 @@ int MeasureCommand(const Flags& flags) {
     ranks.rank = flags.run.rank;
     ranks.world_size = flags.run.world_size;
     ranks.store = flags.run.store;
-    ranks.on_gpus = options.device.is_cuda();
+    ranks.on_gpus = CollectivesOn(options.device, flags.run.collectives);
     const std::unique_ptr<Communicator> communicator = Communicator::OpenStore(ranks);
     if (ranks.world_size > 1 && ranks.rank == 0)
       spdlog::info("the rank store listens at {}", communicator->store_address());

@@ -74,7 +74,7 @@ class MeasuredSteps {
         tokens_(ReadTokens(options)),
         gradients_(Gradients(*model_)),
         optimizer_(OptimizedTensors(*model_), AdamWOptionsOf(options.spec.training)),
-        reducer_(ranks, gradients_) {}
+        reducer_(ranks, gradients_, kBucketBytes, SumsStartOf(*model_)) {}
 
   nlohmann::json Step() {
     const BatchSlice slice = SliceOfRank(options_.spec.training.global_batch, sequence_.group(), sequence_.groups());

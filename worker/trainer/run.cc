@@ -137,7 +137,7 @@ void JobRun::OpenRanks() {
   device_ = ChooseDevice(options_.device);
   options_.spec = SpecOn(device_, options_.spec);
   CommunicatorOptions options;
-  options.on_gpus = device_.is_cuda();
+  options.on_gpus = CollectivesOn(device_, options_.collectives);
   options.rank = options_.rank;
   options.world_size = options_.world_size;
   options.advertise_address = options_.advertise_address;

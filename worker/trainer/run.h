@@ -37,6 +37,7 @@ struct RunOptions {
   int64_t threads = 1;
   std::optional<int64_t> slot_memory_bytes;  // absent: all that the device has
   std::string device = "auto";               // device.h
+  std::string collectives = "auto";          // device.h: between ranks on GPUs
 
   // Under the service.
   std::string job;                         // empty: by hand, the job's name is used

@@ -66,7 +66,7 @@ TrainLoop::TrainLoop(const TrainOptions& options, CausalLm& model, const Dataset
       session_(session),
       gradients_(Gradients(model)),
       optimizer_(OptimizedTensors(model), AdamWOptionsOf(options.spec.training)),
-      reducer_(ranks, gradients_),
+      reducer_(ranks, gradients_, kBucketBytes, SumsStartOf(model)),
       writer_(options.work / "checkpoints"),
       begin_(Clock::now()) {
   if (resume) {
@@ -335,6 +335,14 @@ void TrainLoop::Report(const StepResult& result, double seconds) {
   if (sequence_.size() > 1) {
     progress.values["seconds_exchange"] = result.times.exchange;
     progress.values["exchanged_bytes_total"] = static_cast<double>(ranks_.exchanged_bytes());
+  }
+  for (const Collective kind : kCollectives) {
+    const CollectiveUse use = ranks_.use(kind);
+    if (use.bytes == 0) continue;
+    const std::string name = fmt::format("collective_{}_", NameOf(kind));
+    progress.values[name + "bytes_total"] = static_cast<double>(use.bytes);
+    progress.values[name + "seconds_total"] = std::chrono::duration<double>(use.busy).count();
+    progress.values[name + "wait_seconds_total"] = std::chrono::duration<double>(use.waited).count();
   }
   // What the training had to wait for the checkpoint after the step before.
   if (seconds_checkpoint_ > 0) progress.values["seconds_checkpoint"] = std::exchange(seconds_checkpoint_, 0);

@@ -8,16 +8,20 @@
 #include <vector>
 
 #include "worker/trainer/parallel/communicator.h"
+#include "worker/trainer/parallel/host_staging.h"
 
 namespace longspan::trainer::testing {
 
 // Runs `body` as every rank of a gang, one thread each; rethrows what a rank threw.
-inline void AsGang(int64_t world_size, const std::function<void(Communicator&)>& body) {
+enum class Through { kGloo, kHostStaging };
+
+inline void AsGang(int64_t world_size, const std::function<void(Communicator&)>& body,
+                   Through through = Through::kGloo) {
   std::promise<std::string> address;
   std::shared_future<std::string> found = address.get_future().share();
   std::vector<std::future<void>> ranks;
   for (int64_t rank = 0; rank < world_size; ++rank) {
-    ranks.push_back(std::async(std::launch::async, [&, rank, found] {
+    ranks.push_back(std::async(std::launch::async, [&, rank, found, through] {
       CommunicatorOptions options;
       options.rank = rank;
       options.world_size = world_size;
@@ -25,6 +29,7 @@ inline void AsGang(int64_t world_size, const std::function<void(Communicator&)>&
       options.connect_timeout = std::chrono::seconds(30);
       options.collective_timeout = std::chrono::seconds(30);
       auto communicator = Communicator::OpenStore(options);
+      if (through == Through::kHostStaging) communicator = StagedThroughHost(std::move(communicator), Staged::kAll);
       if (rank == 0) address.set_value(communicator->store_address());
       communicator->Join();
       body(*communicator);

@@ -53,6 +53,21 @@ TEST(GradientReducer, SumsOverRanksWhateverTheBucketsAndTheOrder) {
   }
 }
 
+// What the sums' order beside other collectives hangs on where these share a stream with them.
+TEST(GradientReducer, NothingStartsBeforeFinishWhereThatIsAskedFor) {
+  for (const SumsStart start : {SumsStart::kWhenReady, SumsStart::kInFinish}) {
+    AsGang(2, [&](Communicator& ranks) {
+      auto gradients = SomeGradients(ranks.rank());
+      GradientReducer reducer(ranks, gradients, 1, start);
+      for (size_t index = gradients.size(); index-- > 0;) reducer.Ready(index);
+      EXPECT_EQ(ranks.allreduce_bytes() > 0, start == SumsStart::kWhenReady);
+      reducer.Finish({});
+      const auto zero = SomeGradients(0), one = SomeGradients(1);
+      for (size_t i = 0; i < gradients.size(); ++i) EXPECT_TRUE(gradients[i].equal(zero[i] + one[i])) << i;
+    });
+  }
+}
+
 TEST(GradientReducer, ANonFiniteLossOfOneRankReachesAll) {
   AsGang(3, [&](Communicator& ranks) {
     ControlWord local;
@@ -99,6 +114,56 @@ TEST(Communicator, AllReducesThatOverlapAreTimedOnce) {
     EXPECT_LE(use.waited, std::chrono::steady_clock::now() - begin);
     EXPECT_EQ(ranks.allreduce_bytes(), 400000);
   });
+}
+
+TEST(Communicator, EachKindOfCollectiveIsMetered) {
+  AsGang(2, [&](Communicator& ranks) {
+    const int64_t other = 1 - ranks.rank();
+    const at::Tensor part = at::full({100}, ranks.rank(), at::kFloat), whole = at::empty({200});
+    ranks.StartAllGather(part, whole)->Wait();
+    const at::Tensor received = at::empty({50});
+    ranks.StartExchange({part.narrow(0, 0, 50), other, received, other})->Wait();
+    EXPECT_EQ(ranks.use(Collective::kAllReduce).bytes, 0);
+    EXPECT_EQ(ranks.use(Collective::kAllReduce).busy.count(), 0);
+    EXPECT_EQ(ranks.use(Collective::kAllGather).bytes, 400);
+    EXPECT_EQ(ranks.use(Collective::kExchange).bytes, 200);
+    for (const Collective kind : {Collective::kAllGather, Collective::kExchange}) {
+      EXPECT_GT(ranks.use(kind).busy.count(), 0) << NameOf(kind);
+      EXPECT_GE(ranks.use(kind).busy, ranks.use(kind).waited) << NameOf(kind);
+    }
+    EXPECT_TRUE(received.eq(static_cast<double>(other)).all().item<bool>());
+  });
+}
+
+TEST(Communicator, WhatIsStagedThroughTheHostIsTheSame) {
+  for (const int64_t world_size : {1, 2, 3}) {
+    AsGang(
+        world_size,
+        [&](Communicator& ranks) {
+          const int64_t rank = ranks.rank();
+          const at::Tensor sum = at::full({7}, 1 + rank, at::kFloat);
+          const auto pending = ranks.StartAllReduce(sum);
+          pending->Wait();
+          EXPECT_TRUE(sum.eq(static_cast<double>(world_size * (world_size + 1) / 2)).all().item<bool>());
+          // The parts may be of a larger tensor.
+          const at::Tensor part = at::full({2, 5}, rank, at::kBFloat16),
+                           whole = at::full({world_size * 5}, -1, at::kBFloat16);
+          ranks.StartAllGather(part[1], whole)->Wait();
+          EXPECT_TRUE(whole.view({world_size, 5}).select(1, 0).equal(at::arange(world_size).to(at::kBFloat16)));
+          if (world_size == 1) return;
+          // Along a line, both ends with one message, and starts before the waits.
+          Communicator::Exchange exchange;
+          if (rank + 1 < world_size) exchange.sent = at::full({3}, 10 + rank, at::kFloat), exchange.to = rank + 1;
+          if (rank > 0) exchange.received = at::zeros({3}), exchange.from = rank - 1;
+          const auto first = ranks.StartExchange(exchange);
+          first->Wait();
+          if (rank > 0) {
+            EXPECT_TRUE(exchange.received.eq(static_cast<double>(9 + rank)).all().item<bool>());
+          }
+          EXPECT_EQ(ranks.exchanged_bytes(), rank + 1 < world_size ? 12 : 0);
+        },
+        testing::Through::kHostStaging);
+  }
 }
 
 TEST(Communicator, ADeadPeerIsAnInfrastructureErrorWithinSeconds) {

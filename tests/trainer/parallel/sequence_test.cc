@@ -10,7 +10,9 @@
 #include "tests/trainer/tiny_llama.h"
 #include "worker/planner/rank_memory.h"
 #include "worker/trainer/attention/flash_cpu.h"
+#include "worker/trainer/attention/sequence_attention.h"
 #include "worker/trainer/data/dataset.h"
+#include "worker/trainer/memory/arena.h"
 #include "worker/trainer/model/causal_lm.h"
 #include "worker/trainer/parallel/gradient_reducer.h"
 #include "worker/trainer/parallel/sequence_ranks.h"
@@ -396,6 +398,72 @@ TEST_F(SequenceTest, ThePlannedArenaIsTheOneThatIsUsed) {
         };
         EXPECT_EQ(model->memory_use().arena_bytes, planner::MemoryOfRank(job, options_.memory).workspace);
       });
+    }
+  }
+}
+
+// Attention alone, against the plan over whole sequences on one rank, by ATen's kernels: a call for
+// each run of keys and the softmaxes joined, which is what a GPU does. (The tests of whole steps run this project's.)
+void ExpectAttentionIsOneRanks(Communicator& ranks, const AttentionShape& whole, int64_t group) {
+  SCOPED_TRACE(::testing::Message() << whole.tokens << " tokens in groups of " << group << ", " << whole.key_value_heads
+                                    << " heads of keys, rank " << ranks.rank() << " of " << ranks.world_size());
+  constexpr int64_t kDim = 8;
+  const FlashSetting aten{{}, FlashInstructions::kNone};
+  const auto draw = [&](int64_t heads, const char* name) {
+    return at::empty({whole.sequences * whole.tokens, heads, kDim}, at::kFloat).normal_(0, 1, NamedGenerator(2, name));
+  };
+  const at::Tensor q = draw(whole.query_heads, "q"), k = draw(whole.key_value_heads, "k"),
+                   v = draw(whole.key_value_heads, "v"), out_gradient = draw(whole.query_heads, "gradient");
+  const AttentionPlan plan = group == 0 ? PlanFullAttention(whole) : PlanShiftedSparseAttention(whole, group);
+  const at::Tensor out = at::empty_like(q);
+  const auto logsumexp = AttentionForward(plan, q, k, v, out);
+  const AttentionGradients expected{at::empty_like(q), at::empty_like(k), at::empty_like(v)};
+  AttentionBackward(plan, {q, k, v, out}, logsumexp, out_gradient.clone(), expected);
+
+  SequenceRanks sequence(ranks, ranks.world_size());
+  const SequencePlace place{ranks.rank(), ranks.world_size()};
+  const SequencePlan own_plan =
+      group == 0 ? PlanFullSequence(whole, place) : PlanShiftedSparseSequence(whole, place, group);
+  const SequenceShare share = own_plan.shares[static_cast<size_t>(ranks.rank())];
+  const auto own = [&](const at::Tensor& rows) {
+    const at::Tensor sequences = rows.unflatten(0, {whole.sequences, whole.tokens});
+    return sequences.narrow(1, share.first, share.tokens).flatten(0, 1).contiguous();
+  };
+  Arena arena{at::kCPU};
+  arena.UseOwnMemory();
+  const AttentionInputs inputs{own(q), own(k), own(v), at::empty_like(own(q))};
+  const auto own_logsumexp = SplitLogsumexp(own_plan.calls, at::empty({LogsumexpSize(own_plan.calls)}, at::kFloat));
+  SequenceAttention(own_plan, sequence, arena).Forward(inputs.q, inputs.k, inputs.v, inputs.out, own_logsumexp, aten);
+  EXPECT_LT(RelativeError(inputs.out, own(out)), 1e-5);
+  const AttentionGradients found{at::empty_like(inputs.q), at::empty_like(inputs.k), at::empty_like(inputs.v)};
+  SequenceAttention(own_plan, sequence, arena).Backward(inputs, own_logsumexp, own(out_gradient), found, aten);
+  // Of the whole: a share may have no gradient at all.
+  const auto expect_near = [&](const at::Tensor& actual, const at::Tensor& of_whole, const char* name) {
+    const double error = (actual - own(of_whole)).abs().max().item<double>();
+    EXPECT_LT(error, 1e-5 * std::max(1.0, of_whole.abs().max().item<double>())) << name;
+  };
+  expect_near(found.q, expected.q, "dQ");
+  expect_near(found.k, expected.k, "dK");
+  expect_near(found.v, expected.v, "dV");
+}
+
+TEST(SequenceAttentionTest, IsOneRanksByCallsThatAreJoinedAtEdgeSizes) {
+  for (const Through through : {Through::kGloo, Through::kHostStaging}) {
+    for (const int64_t world_size : {2, 3}) {
+      AsGang(
+          world_size,
+          [&](Communicator& ranks) {
+            for (const int64_t key_value_heads : {4, 2, 1}) {
+              for (const int64_t tokens : {3, 4, 7, 66}) {  // the ring takes any share, of 1 token too
+                ExpectAttentionIsOneRanks(ranks, {2, tokens, 4, key_value_heads}, 0);
+              }
+              for (const int64_t group : {1, 2, 5, 16}) {
+                ExpectAttentionIsOneRanks(ranks, {2, world_size * group, 4, key_value_heads}, group);
+                ExpectAttentionIsOneRanks(ranks, {2, world_size * 3 * group, 4, key_value_heads}, group);
+              }
+            }
+          },
+          through);
     }
   }
 }

@@ -1,5 +1,6 @@
 // The trainer as a whole, from outside: what a daemon and a person see of it.
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -210,6 +211,12 @@ TEST_F(RunTest, RanksThatShareWeightsDoWhatThoseWithWholeOnesDo) {
   const auto last = LastProgress("shared");
   EXPECT_GT(last.at("allgather_bytes_total"), 0);
   EXPECT_FALSE(LastProgress("whole").contains("allgather_bytes_total"));
+  for (const char* name : {"all_reduce_bytes", "all_reduce_seconds", "all_gather_bytes", "all_gather_seconds"}) {
+    EXPECT_GT(last.at(fmt::format("collective_{}_total", name)), 0) << name;
+  }
+  EXPECT_EQ(last.at("collective_all_gather_bytes_total"), last.at("allgather_bytes_total"));
+  EXPECT_FALSE(last.contains("collective_exchange_bytes_total"));
+  EXPECT_FALSE(LastProgress("whole").contains("collective_all_gather_bytes_total"));
 
   // From a checkpoint on, and exported and evaluated alone, the same.
   nlohmann::json four_steps = shared;
@@ -270,6 +277,9 @@ TEST_F(RunTest, RanksThatShareSequencesEqualOneFromPreparingToExport) {
     EXPECT_EQ(two[line].at("tokens_total"), one[line].at("tokens_total"));
     EXPECT_NEAR(two[line].at("grad_norm").get<double>() / one[line].at("grad_norm").get<double>(), 1.0, 1e-4);
     EXPECT_GT(two[line].at("exchanged_bytes_total").get<double>(), 0) << two[line];
+    EXPECT_EQ(two[line].at("collective_exchange_bytes_total"), two[line].at("exchanged_bytes_total"));
+    EXPECT_GT(two[line].at("collective_exchange_seconds_total").get<double>(), 0) << two[line];
+    EXPECT_FALSE(one[line].contains("collective_all_reduce_bytes_total"));
   }
   const auto table = nlohmann::json::parse(Text(Work("two") + "/evaluation.json")).at("rows");
   const auto expected = nlohmann::json::parse(Text(Work("one") + "/evaluation.json")).at("rows");

@@ -66,6 +66,28 @@ TEST(WorkerMetricsTest, ShowsTheGpusAndNaNForWhatOneCannotTell) {
   EXPECT_THAT(text, HasSubstr("longspan_gpu_power_watts" + second + "Nan\n"));
 }
 
+TEST(WorkerMetricsTest, CountsCollectivesByKind) {
+  WorkerMetrics metrics;
+  // An attempt that resumed: the trainer's totals of these are of the attempt all the same.
+  for (const double step : {1.0, 2.0}) {
+    metrics.OnLine(kRank0, false,
+                   Train(static_cast<int64_t>(step), {{"collective_all_reduce_bytes_total", 1000 * step},
+                                                      {"collective_all_reduce_seconds_total", 0.5 * step},
+                                                      {"collective_all_reduce_wait_seconds_total", 0.25 * step},
+                                                      {"collective_exchange_bytes_total", 64 * step},
+                                                      {"collective_bytes_total", 7},
+                                                      {"collective_exchange_mood_total", 7}}),
+                   kWall);
+  }
+  const std::string text = metrics.Scrape();
+  const std::string labels = "{collective=\"all_reduce\",job_id=\"job-1\"} ";
+  EXPECT_THAT(text, HasSubstr("longspan_collective_bytes_total" + labels + "2000\n"));
+  EXPECT_THAT(text, HasSubstr("longspan_collective_seconds_total" + labels + "1\n"));
+  EXPECT_THAT(text, HasSubstr("longspan_collective_wait_seconds_total" + labels + "0.5\n"));
+  EXPECT_THAT(text, HasSubstr("longspan_collective_bytes_total{collective=\"exchange\",job_id=\"job-1\"} 128\n"));
+  EXPECT_THAT(text, Not(HasSubstr("} 7\n")));
+}
+
 TEST(WorkerMetricsTest, CountersStartAtZeroInEachAttempt) {
   WorkerMetrics metrics;
   metrics.OnLine(kRank0, true, Train(1, {{"tokens_total", 100}}), kWall);

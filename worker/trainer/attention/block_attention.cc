@@ -11,6 +11,8 @@
 namespace longspan::trainer {
 namespace {
 
+constexpr int64_t kJoinElementsMax = int64_t{1} << 20;  // that a tile of JoinSoftmaxByTiles has
+
 // Takes the first row of every block out of `out_gradient` (blocks, Hq, length, D) and returns what it adds to dV
 // there: (blocks, Hkv, D).
 at::Tensor TakeFirstRows(const at::Tensor& out_gradient, int64_t key_value_heads) {
@@ -58,13 +60,21 @@ void JoinSoftmaxOf(const at::Tensor& values, const at::Tensor& logsumexp, const 
   });
 }
 
-void JoinSoftmaxOnGpu(const at::Tensor& values, at::Tensor logsumexp, const at::Tensor& other_values,
-                      const at::Tensor& other_logsumexp) {
-  const at::Tensor joined = at::logaddexp(logsumexp, other_logsumexp);
-  const at::Tensor sum = values.to(at::kFloat).mul_(at::exp(logsumexp - joined).unsqueeze(-1));
-  sum.addcmul_(other_values.to(at::kFloat), at::exp(other_logsumexp - joined).unsqueeze(-1));
-  at::Tensor(values).copy_(sum);
-  logsumexp.copy_(joined);
+// By rows so many at a time that the fp32 temporaries stay small beside the tensors.
+void JoinSoftmaxByTiles(const at::Tensor& values, const at::Tensor& logsumexp, const at::Tensor& other_values,
+                        const at::Tensor& other_logsumexp) {
+  const int64_t elements_of_row = values.size(0) * values.size(1) * values.size(3);
+  const int64_t tile = std::max<int64_t>(1, kJoinElementsMax / std::max<int64_t>(1, elements_of_row));
+  for (int64_t begin = 0; begin < values.size(2); begin += tile) {
+    const int64_t rows = std::min(tile, values.size(2) - begin);
+    const auto part = [&](const at::Tensor& all) { return all.narrow(2, begin, rows); };
+    at::Tensor sums = part(logsumexp), to = part(values);
+    const at::Tensor joined = at::logaddexp(sums, part(other_logsumexp));
+    const at::Tensor sum = to.to(at::kFloat).mul(at::exp(sums - joined).unsqueeze(-1));
+    sum.addcmul_(part(other_values).to(at::kFloat), at::exp(part(other_logsumexp) - joined).unsqueeze(-1));
+    to.copy_(sum);
+    sums.copy_(joined);
+  }
 }
 
 void AddOrCopy(const at::Tensor& to, const at::Tensor& from, bool adds) {
@@ -114,7 +124,7 @@ void AtenBackward(const FlashQueries& queries, const std::vector<FlashKeys>& key
 void JoinSoftmax(const at::Tensor& values, const at::Tensor& logsumexp, const at::Tensor& other_values,
                  const at::Tensor& other_logsumexp) {
   if (values.is_cuda()) {
-    JoinSoftmaxOnGpu(values, logsumexp, other_values, other_logsumexp);
+    JoinSoftmaxByTiles(values, logsumexp, other_values, other_logsumexp);
   } else if (values.scalar_type() == at::kFloat) {
     JoinSoftmaxOf<float>(values, logsumexp, other_values, other_logsumexp);
   } else {

@@ -17,6 +17,7 @@
 
 #include "worker/trainer/errors.h"
 #include "worker/trainer/parallel/gpu_group.h"
+#include "worker/trainer/parallel/host_staging.h"
 
 namespace longspan::trainer {
 namespace {
@@ -202,7 +203,7 @@ class GlooRanks : public Communicator {
       group_ = c10::make_intrusive<c10d::ProcessGroupGloo>(store_, static_cast<int>(options_.rank),
                                                            static_cast<int>(options_.world_size), group_options);
     });
-    if (options_.on_gpus) {
+    if (options_.on_gpus == CommunicatorOptions::GpuCollectives::kNccl) {
       gpus_ = GpuGroup::Open(store_, {options_.rank, options_.world_size, options_.collective_timeout});
     }
   }
@@ -317,7 +318,9 @@ void SwitchOffFlightRecorder() {
 std::unique_ptr<Communicator> Communicator::OpenStore(const CommunicatorOptions& options) {
   SwitchOffFlightRecorder();
   if (options.world_size == 1) return std::make_unique<SingleRank>();
-  return std::make_unique<GlooRanks>(options);
+  auto ranks = std::make_unique<GlooRanks>(options);
+  if (options.on_gpus != CommunicatorOptions::GpuCollectives::kHost) return ranks;
+  return StagedThroughHost(std::move(ranks), Staged::kTensorsOnGpus);
 }
 
 }  // namespace longspan::trainer

@@ -27,7 +27,9 @@ struct CommunicatorOptions {
   std::string store;              // "host:port" where rank 0 listens; for rank 0, port 0 takes a free one
   std::string advertise_address;  // of this machine, as the other ranks reach it; empty: the store's host on rank 0,
                                   // else found out
-  bool on_gpus = false;           // tensors of collectives may lie on the ranks' GPUs, one each: NCCL
+  // Of tensors on GPUs. kNccl needs a GPU for each rank; kHost takes them over Gloo (host_staging.h).
+  enum class GpuCollectives { kNone, kNccl, kHost };
+  GpuCollectives on_gpus = GpuCollectives::kNone;
   std::chrono::milliseconds connect_timeout = std::chrono::minutes(5);  // until the store answers and all ranks joined
   std::chrono::milliseconds collective_timeout = std::chrono::minutes(10);  // one collective, slow peers included
 };

@@ -4,7 +4,7 @@
 // One communicator and one stream take everything in the order of the starts, so all ranks must start what they take
 // part in together in the same order, of whatever kind. (Two communicators would lift that, but then the kernels of
 // both may wait for each other's place on two GPUs.) Sums beside gathers that other ranks make without computing are
-// therefore started after these (GradientReducer::Start::kAtTheEnd).
+// therefore started after these (SumsStart::kInFinish).
 //
 // A start waits for what the caller's stream has been given until then; Wait lets that stream wait. Nobody's processor
 // does, so times are taken by events on the streams and read when these have passed: nothing is synchronised for them.

@@ -30,8 +30,9 @@ ControlWord ReduceControlWord(Communicator& ranks, const ControlWord& local) {
   return Decode(encoded);
 }
 
-GradientReducer::GradientReducer(Communicator& ranks, std::vector<at::Tensor> gradients, int64_t bucket_bytes)
-    : ranks_(ranks), gradients_(std::move(gradients)), ready_(gradients_.size(), false) {
+GradientReducer::GradientReducer(Communicator& ranks, std::vector<at::Tensor> gradients, int64_t bucket_bytes,
+                                 SumsStart start)
+    : ranks_(ranks), gradients_(std::move(gradients)), ready_(gradients_.size(), false), start_(start) {
   int64_t bytes = bucket_bytes;
   for (size_t index = gradients_.size(); index-- > 0;) {
     const auto size = static_cast<int64_t>(gradients_[index].nbytes());
@@ -57,7 +58,7 @@ GradientReducer::GradientReducer(Communicator& ranks, std::vector<at::Tensor> gr
 void GradientReducer::Ready(size_t index) {
   TORCH_CHECK(index < ready_.size() && !ready_[index], "gradient ", index, " is reported twice or does not exist");
   ready_[index] = true;
-  StartReadyBuckets();
+  if (start_ == SumsStart::kWhenReady) StartReadyBuckets();
 }
 
 void GradientReducer::StartReadyBuckets() {

@@ -32,9 +32,16 @@ struct ControlWord {
 // Adds up one control word over all ranks; outside of the training step (evaluation, waiting).
 ControlWord ReduceControlWord(Communicator& ranks, const ControlWord& local);
 
+inline constexpr int64_t kBucketBytes = int64_t{4} << 20;
+
+// When the sums of complete buckets start: during the backward pass, or in Finish, for ranks whose other collectives
+// come in another order beside a backward pass than beside none (parallel/gpu_group.h).
+enum class SumsStart { kWhenReady, kInFinish };
+
 class GradientReducer {
  public:
-  GradientReducer(Communicator& ranks, std::vector<at::Tensor> gradients, int64_t bucket_bytes = int64_t{4} << 20);
+  GradientReducer(Communicator& ranks, std::vector<at::Tensor> gradients, int64_t bucket_bytes = kBucketBytes,
+                  SumsStart start = SumsStart::kWhenReady);
 
   // The gradient of this index is complete. May be called in any order, at most once per index and step.
   void Ready(size_t index);
@@ -56,6 +63,7 @@ class GradientReducer {
   std::vector<at::Tensor> gradients_;
   std::vector<bool> ready_;
   std::vector<Bucket> buckets_;
+  const SumsStart start_;
   size_t next_bucket_ = 0;
 };
 
