@@ -1,6 +1,6 @@
-// Collectives of tensors on GPUs by way of the host: for ranks that NCCL cannot connect, such as two on one GPU. A start
-// copies what leaves to the host and so waits for the GPU, Wait copies back what came; computation hides the network,
-// but not the copies.
+// Collectives of tensors on GPUs by way of the host: for ranks that NCCL cannot connect, such as two on one GPU. A
+// start copies what leaves to the host and so waits for the GPU, Wait copies back what came; computation hides the
+// network, but not the copies.
 #pragma once
 
 #include <memory>
