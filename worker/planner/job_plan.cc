@@ -8,6 +8,7 @@
 
 #include "proto/jobfile/enum_names.h"
 #include "proto/jobfile/job_file.h"
+#include "worker/planner/attention_temporaries.h"
 #include "worker/planner/plan_text.h"
 
 namespace longspan::planner {
@@ -36,14 +37,17 @@ std::vector<int64_t> TilesFor(const std::optional<int64_t>& fixed, const int64_t
   return tiles;
 }
 
-// No smaller than a quarter: the attention kernels of a CPU go back through a key/value head on one thread.
-std::vector<int64_t> HeadTilesFor(const jobfile::JobSpec& spec, int64_t key_value_heads) {
+// On a CPU no smaller than a quarter: its attention kernels go back through a key/value head on one thread. On a GPU
+// down to one head, by halves: a head of a long sequence is work enough.
+std::vector<int64_t> HeadTilesFor(const jobfile::JobSpec& spec, const StepShape& shape) {
   if (spec.memory.tile_heads) return {*spec.memory.tile_heads};
   std::vector<int64_t> tiles = {0};
   if (jobfile::RanksPerSequence(spec) > 1) return tiles;
-  for (const int64_t parts : {2, 4}) {
-    if (key_value_heads >= parts) tiles.push_back((key_value_heads + parts - 1) / parts);
+  const int64_t parts_max = shape.on_gpu ? shape.key_value_heads : 4;
+  for (int64_t parts = 2; parts <= std::min(parts_max, shape.key_value_heads); parts *= 2) {
+    tiles.push_back((shape.key_value_heads + parts - 1) / parts);
   }
+  if (shape.on_gpu && tiles.back() > 1) tiles.push_back(1);
   return tiles;
 }
 
@@ -68,7 +72,7 @@ OpenPolicies OpenPoliciesOf(const jobfile::JobSpec& spec, const StepShape& shape
   }
   open.tiles = TilesFor(memory.tile_tokens, kTiles, shape.rows);
   open.loss_tiles = TilesFor(memory.loss_tile_tokens, kLossTiles, shape.rows);
-  open.head_tiles = HeadTilesFor(spec, shape.key_value_heads);
+  open.head_tiles = HeadTilesFor(spec, shape);
   open.host_layers = memory.host_layers;
   return open;
 }
@@ -122,12 +126,14 @@ void ForEachCandidate(const PlannedJob& job, const ModelMemory& model, const Tak
   const RankMemory without = MemoryWithoutPolicy(job, model);
   for (const MemoryPolicy& policy : TiledPolicies(open)) {
     std::optional<int64_t> workspace[2];
+    const int64_t attention = AttentionTemporaries(job, shape, policy);
     for (const int64_t every : open.checkpoint_every) {
       Candidate candidate{policy, without};
       candidate.policy.checkpoint_every = every;
       std::optional<int64_t>& bytes = workspace[every > 1 ? 1 : 0];
       if (!bytes) bytes = WorkspaceBytes(shape, candidate.policy);
       candidate.memory.workspace = *bytes;
+      candidate.memory.attention = attention;
       candidate.policy.host_layers =
           open.host_layers.value_or(HostLayers(shape, candidate.policy, job.limits, candidate.memory));
       candidate.policy.host_layers = PlanKeptValues(shape, candidate.policy).host;
