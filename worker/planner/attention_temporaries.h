@@ -1,4 +1,5 @@
-// Which dense attention calls a job's layers make on a GPU, and the most that one of them takes beside the planned buffers.
+// Which dense attention calls a job's layers make on a GPU, and the most that one of them takes beside the planned
+// buffers.
 //
 // Pure.
 #pragma once

@@ -73,7 +73,9 @@ int64_t Joining(const DenseCall& call, const Sizes& sizes) {
 int64_t Temporaries(const DenseCall& call) { return std::max(ForwardTemporaries(call), BackwardTemporaries(call)); }
 
 // `count` in as few equal steps as `most` allows.
-int64_t Even(int64_t count, int64_t most) { return DividedUp(count, DividedUp(count, std::clamp<int64_t>(most, 1, count))); }
+int64_t Even(int64_t count, int64_t most) {
+  return DividedUp(count, DividedUp(count, std::clamp<int64_t>(most, 1, count)));
+}
 
 }  // namespace
 
@@ -83,8 +85,8 @@ std::optional<GpuAttention> ChooseGpuAttention(const DenseCall& call) {
   if (call.segments > 0) return GpuAttention::kFlash;
   const int64_t block_rows = call.block_rows > 0 ? call.block_rows : call.length;
   const int64_t span = ((call.blocks - 1) * block_rows + call.length) * call.row_stride;
-  const bool cudnn = call.query_heads == call.key_value_heads && call.head_dim <= 128 &&
-                     span <= std::numeric_limits<int32_t>::max();
+  const bool cudnn =
+      call.query_heads == call.key_value_heads && call.head_dim <= 128 && span <= std::numeric_limits<int32_t>::max();
   return cudnn ? GpuAttention::kCudnn : GpuAttention::kFlash;
 }
 

@@ -15,8 +15,9 @@ namespace {
 
 using Lengths = std::vector<int64_t>;
 
-const std::vector<Lengths> kPackings = {{48},         {1, 47},        {47, 1},          {5, 19, 13, 11},
-                                        {8, 8, 8, 16, 8}, {1, 1, 1, 1, 20, 24}, {3, 3, 18, 7, 7, 7, 3}, Lengths(48, 1)};
+const std::vector<Lengths> kPackings = {
+    {48},          {1, 47}, {47, 1}, {5, 19, 13, 11}, {8, 8, 8, 16, 8}, {1, 1, 1, 1, 20, 24}, {3, 3, 18, 7, 7, 7, 3},
+    Lengths(48, 1)};
 
 AttentionShape ShapeOf(const Lengths& documents, int64_t query_heads, int64_t key_value_heads) {
   const int64_t rows = std::accumulate(documents.begin(), documents.end(), int64_t{0});
@@ -213,9 +214,7 @@ TEST(DenseBlocks, PartsOfGroupedHeadsGiveTheWhole) { ExpectPartsGiveTheWhole(2);
 
 TEST(DenseBlocks, ACallReachesFromTheFirstElementOfItsTensorsToTheLast) {
   const at::Tensor rows = at::empty({100, 12, 8});  // q, k and v of 4 heads each
-  const auto heads = [&](int64_t first) {
-    return rows.as_strided({3, 4, 20, 8}, {30 * 96, 8, 96, 1}, first * 8);
-  };
+  const auto heads = [&](int64_t first) { return rows.as_strided({3, 4, 20, 8}, {30 * 96, 8, 96, 1}, first * 8); };
   const planner::DenseCall call = DenseCallOf(heads(0), heads(4), heads(8));
   EXPECT_EQ(call.blocks, 3);
   EXPECT_EQ(call.length, 20);

@@ -50,8 +50,7 @@ TEST(DenseAttentionMemory, SegmentsArePaddedOneByOne) {
   call.segments = 10;
   ASSERT_EQ(ChooseGpuAttention(call), GpuAttention::kFlash);
   const int64_t values = 1000 * 8 * 64;
-  EXPECT_EQ(BackwardTemporaries(call),
-            5 * values * 2 + (1000 + 10 * 128) * 8 * (64 + 1) * 4 + 8000 * 4 + 16 * 64 * 2);
+  EXPECT_EQ(BackwardTemporaries(call), 5 * values * 2 + (1000 + 10 * 128) * 8 * (64 + 1) * 4 + 8000 * 4 + 16 * 64 * 2);
 }
 
 TEST(DenseAttentionMemory, EfficientRepeatsGroupsAndPadsLogsumexps) {
@@ -97,8 +96,8 @@ TEST(DenseAttentionMemory, PartsKeepToTheBoundWhereOneHeadOfABlockDoes) {
               EXPECT_TRUE(part.blocks == 1 && part.key_value_heads == 1);
             }
             // No smaller than they need be, unless 32 bits say so.
-            const bool spans = ChooseGpuAttention(Cut(call, {blocks, heads})) !=
-                               ChooseGpuAttention(Cut(call, {1, heads}));
+            const bool spans =
+                ChooseGpuAttention(Cut(call, {blocks, heads})) != ChooseGpuAttention(Cut(call, {1, heads}));
             if (!spans && bytes({blocks, heads}) <= kDensePartBytes / 2) {
               EXPECT_TRUE(part.blocks == blocks && part.key_value_heads == heads)
                   << length << " " << blocks << " " << heads;

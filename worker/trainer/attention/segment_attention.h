@@ -2,7 +2,8 @@
 // in bf16 on a GPU, a part of the heads at a time (dense_attention_memory.h). Elsewhere, and in fp32, each segment is a
 // dense call. Which one it is is logged once.
 //
-// Legend and types as in block_attention.h: queries (1, Hq, N, D) and one causal run of keys (1, Hkv, N, D). Thread-safe.
+// Legend and types as in block_attention.h: queries (1, Hq, N, D) and one causal run of keys (1, Hkv, N, D).
+// Thread-safe.
 #pragma once
 
 #include "worker/trainer/attention/attention.h"
