@@ -1,5 +1,6 @@
-// Attention on a GPU beside the same on the CPU, at the edges of blocks, for every kernel that a GPU has: cuDNN (as many
-// query as key/value heads), flash attention (grouped heads; lists of documents), memory-efficient attention (fp32).
+// Attention on a GPU beside the same on the CPU, at the edges of blocks, for every kernel that a GPU has: cuDNN (as
+// many query as key/value heads), flash attention (grouped heads; lists of documents), memory-efficient attention
+// (fp32).
 #include "worker/trainer/attention/attention.h"
 
 #include <gtest/gtest.h>
@@ -69,12 +70,12 @@ struct Results {
   at::Tensor out, gradients;  // of q, k and v as one tensor; fp32 on the CPU
 };
 
-Results Compute(const Case& c, const AttentionPlan& plan, const Values& values, at::Device device, at::ScalarType dtype) {
+Results Compute(const Case& c, const AttentionPlan& plan, const Values& values, at::Device device,
+                at::ScalarType dtype) {
   const at::TensorOptions options = at::TensorOptions(device).dtype(dtype);
   const at::Tensor fused = values.fused.to(options);
   const auto heads = [&](const at::Tensor& all) {
-    return std::array<at::Tensor, 3>{all.narrow(1, 0, c.query_heads),
-                                     all.narrow(1, c.query_heads, c.key_value_heads),
+    return std::array<at::Tensor, 3>{all.narrow(1, 0, c.query_heads), all.narrow(1, c.query_heads, c.key_value_heads),
                                      all.narrow(1, c.query_heads + c.key_value_heads, c.key_value_heads)};
   };
   const auto [q, k, v] = heads(fused);
@@ -254,9 +255,9 @@ TEST_F(AttentionGpuTest, TemporariesArePlannedWithin5Percent) {
         return at::zeros({kTokens, heads_of, kSize}, at::TensorOptions(at::kCUDA).dtype(dtype));
       };
       const at::Tensor fused = make(), gradients = make();
-      const at::Tensor out = at::zeros({kTokens, query_heads, kSize}, fused.options()), out_gradient = at::ones_like(out);
-      const AttentionPlan plan =
-          PlanShortAttention({1, kTokens, query_heads, key_value_heads}, kTokens / kBlocks);
+      const at::Tensor out = at::zeros({kTokens, query_heads, kSize}, fused.options()),
+                       out_gradient = at::ones_like(out);
+      const AttentionPlan plan = PlanShortAttention({1, kTokens, query_heads, key_value_heads}, kTokens / kBlocks);
       ASSERT_EQ(plan.size(), 1u);
       const auto heads = [&, queries = query_heads, keys = key_value_heads](const at::Tensor& all) {
         return std::array<at::Tensor, 3>{all.narrow(1, 0, queries), all.narrow(1, queries, keys),
@@ -277,8 +278,8 @@ TEST_F(AttentionGpuTest, TemporariesArePlannedWithin5Percent) {
         return static_cast<double>(DeviceMemoryNow(at::kCUDA).peak_bytes - before);
       };
       const double forward = peak_of([&] { AttentionForward(plan, q, k, v, out, logsumexp); });
-      const double backward = peak_of(
-          [&] { AttentionBackward(plan, {q, k, v, out}, logsumexp, out_gradient, {dq, dk, dv}); });
+      const double backward =
+          peak_of([&] { AttentionBackward(plan, {q, k, v, out}, logsumexp, out_gradient, {dq, dk, dv}); });
       const auto planned_forward = static_cast<double>(ForwardTemporaries(part));
       const auto planned_backward = static_cast<double>(BackwardTemporaries(part));
       EXPECT_LT(std::abs(forward - planned_forward), 0.05 * planned_forward + kGrain)
