@@ -21,6 +21,19 @@ void AppendHeads(DenseCall call, int64_t heads, int64_t group, std::vector<Dense
   }
 }
 
+// Documents are cut at places that nobody knows yet, their pieces padded one by one, by the same bound: at worst all
+// rows of all heads at once, a piece each.
+int64_t OfDocuments(const PlannedJob& job, const StepShape& shape) {
+  DenseCall call;
+  call.blocks = 1;
+  call.query_heads = shape.query_heads;
+  call.key_value_heads = shape.key_value_heads;
+  call.length = call.segments = job.rows();
+  call.head_dim = shape.head_dim;
+  call.element_bytes = shape.element_bytes;
+  return std::min(kDensePartBytes, BackwardTemporaries(call));
+}
+
 }  // namespace
 
 std::vector<DenseCall> DenseCallsOf(const PlannedJob& job, const StepShape& shape, const MemoryPolicy& policy) {
@@ -72,8 +85,7 @@ int64_t AttentionTemporaries(const PlannedJob& job, const StepShape& shape, cons
   untiled.tile_heads = 0;
   count(untiled, ForwardTemporaries);
   count(policy, BackwardTemporaries);
-  // Documents are cut at other places, their pieces padded one by one, by the same bound.
-  return job.spec.data.packing ? std::max(most, kDensePartBytes) : most;
+  return job.spec.data.packing ? std::max(most, OfDocuments(job, shape)) : most;
 }
 
 }  // namespace longspan::planner

@@ -78,8 +78,10 @@ TEST(Normal, BitsAreFixed) {
   const std::vector<float> values = Draw(42, int64_t{1} << 33, 4, 0.02);
   std::vector<uint32_t> bits;
   for (const float value : values) bits.push_back(std::bit_cast<uint32_t>(value));
-  for (const int64_t element : {599153, 1009361}) bits.push_back(std::bit_cast<uint32_t>(Draw(7, element, 1)[0]));  // the tails
-  EXPECT_EQ(bits, (std::vector<uint32_t>{0xbcb1f7f7u, 0x3b01fd53u, 0xbc191539u, 0xbce1fb99u, 0xc0971912u, 0x409a4abcu}));
+  for (const int64_t element : {599153, 1009361})
+    bits.push_back(std::bit_cast<uint32_t>(Draw(7, element, 1)[0]));  // the tails
+  EXPECT_EQ(bits,
+            (std::vector<uint32_t>{0xbcb1f7f7u, 0x3b01fd53u, 0xbc191539u, 0xbce1fb99u, 0xc0971912u, 0x409a4abcu}));
 }
 
 TEST(Normal, Bfloat16IsTheFloatRounded) {

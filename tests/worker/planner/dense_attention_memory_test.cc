@@ -149,6 +149,13 @@ TEST(AttentionTemporaries, PackedDocumentsAreCutByTheSameBound) {
   spec.data.packing = true;
   EXPECT_EQ(MemoryOfRank(JobOf(Llama2_7B(), spec, *ProfileOf("NVIDIA H100", 1)), MemoryPolicy{}).attention,
             512 * kMebibyte);
+  // 64 rows of 4 heads of 16: no more than every row by itself would take.
+  spec = Spec(64);
+  spec.data.packing = true;
+  const RankMemory small = MemoryOfRank(JobOf(TinyQwen(), spec, *ProfileOf("NVIDIA H100", 1)), MemoryPolicy{});
+  DenseCall rows = Call(1, 4, 2, 64, 16);
+  rows.segments = 64;
+  EXPECT_EQ(small.attention, BackwardTemporaries(rows));
 }
 
 }  // namespace
