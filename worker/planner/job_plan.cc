@@ -18,6 +18,7 @@ constexpr int64_t kTiles[] = {256, 512, 1024, 2048};
 constexpr int64_t kLossTiles[] = {256, 512, 1024, 2048};
 constexpr int64_t kContextMin = 2, kContextMax = int64_t{1} << 24;
 constexpr double kWithinFastest = 1.005;
+constexpr int64_t kGpuQueriesMin = 65536;  // of all heads of a tile: 512 tiles of 128 queries
 
 // What the job leaves open, in the order of the search: most kept first.
 struct OpenPolicies {
@@ -37,17 +38,20 @@ std::vector<int64_t> TilesFor(const std::optional<int64_t>& fixed, const int64_t
   return tiles;
 }
 
-// On a CPU no smaller than a quarter: its attention kernels go back through a key/value head on one thread. On a GPU
-// down to one head, by halves: a head of a long sequence is work enough.
+// No smaller than a quarter on a CPU, whose attention kernels go back through a key/value head on one thread. On a GPU
+// down to one head of a long sequence: its queries are tiles enough for all multiprocessors a few times over.
 std::vector<int64_t> HeadTilesFor(const jobfile::JobSpec& spec, const StepShape& shape) {
   if (spec.memory.tile_heads) return {*spec.memory.tile_heads};
   std::vector<int64_t> tiles = {0};
   if (jobfile::RanksPerSequence(spec) > 1) return tiles;
-  const int64_t parts_max = shape.on_gpu ? shape.key_value_heads : 4;
-  for (int64_t parts = 2; parts <= std::min(parts_max, shape.key_value_heads); parts *= 2) {
-    tiles.push_back((shape.key_value_heads + parts - 1) / parts);
+  for (const int64_t parts : {2, 4}) {
+    if (shape.key_value_heads >= parts) tiles.push_back((shape.key_value_heads + parts - 1) / parts);
   }
-  if (shape.on_gpu && tiles.back() > 1) tiles.push_back(1);
+  if (shape.on_gpu) {
+    const int64_t queries = std::max<int64_t>(1, shape.rows * (shape.query_heads / shape.key_value_heads));
+    const int64_t fewest = (kGpuQueriesMin + queries - 1) / queries;
+    if (fewest < tiles.back()) tiles.push_back(fewest);
+  }
   return tiles;
 }
 

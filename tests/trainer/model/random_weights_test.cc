@@ -40,8 +40,8 @@ TEST_F(RandomWeights, DependOnSeedAndNameAlone) {
     at::set_num_threads(2);
     EXPECT_TRUE(base->Read(tensor.name).equal(expected)) << tensor.name;
     // In the compute dtype as if rounded from fp32, also into rows of a larger tensor.
-    const at::Tensor all = at::full({2 * tensor.shape[0] + 1, expected.numel() / tensor.shape[0]}, 7.0f)
-                               .to(at::kBFloat16);
+    const at::Tensor all =
+        at::full({2 * tensor.shape[0] + 1, expected.numel() / tensor.shape[0]}, 7.0f).to(at::kBFloat16);
     const at::Tensor rows = all.narrow(0, tensor.shape[0], tensor.shape[0]).view(tensor.shape);
     base->ReadInto(tensor.name, rows);
     EXPECT_TRUE(rows.equal(expected.to(at::kBFloat16))) << tensor.name;
