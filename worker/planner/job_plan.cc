@@ -8,6 +8,7 @@
 
 #include "proto/jobfile/enum_names.h"
 #include "proto/jobfile/job_file.h"
+#include "worker/planner/attention_temporaries.h"
 #include "worker/planner/plan_text.h"
 
 namespace longspan::planner {
@@ -17,6 +18,7 @@ constexpr int64_t kTiles[] = {256, 512, 1024, 2048};
 constexpr int64_t kLossTiles[] = {256, 512, 1024, 2048};
 constexpr int64_t kContextMin = 2, kContextMax = int64_t{1} << 24;
 constexpr double kWithinFastest = 1.005;
+constexpr int64_t kGpuQueriesMin = 65536;  // of all heads of a tile: 512 tiles of 128 queries
 
 // What the job leaves open, in the order of the search: most kept first.
 struct OpenPolicies {
@@ -36,13 +38,19 @@ std::vector<int64_t> TilesFor(const std::optional<int64_t>& fixed, const int64_t
   return tiles;
 }
 
-// No smaller than a quarter: the attention kernels of a CPU go back through a key/value head on one thread.
-std::vector<int64_t> HeadTilesFor(const jobfile::JobSpec& spec, int64_t key_value_heads) {
+// No smaller than a quarter on a CPU, whose attention kernels go back through a key/value head on one thread. On a GPU
+// down to one head of a long sequence: its queries are tiles enough for all multiprocessors a few times over.
+std::vector<int64_t> HeadTilesFor(const jobfile::JobSpec& spec, const StepShape& shape) {
   if (spec.memory.tile_heads) return {*spec.memory.tile_heads};
   std::vector<int64_t> tiles = {0};
   if (jobfile::RanksPerSequence(spec) > 1) return tiles;
   for (const int64_t parts : {2, 4}) {
-    if (key_value_heads >= parts) tiles.push_back((key_value_heads + parts - 1) / parts);
+    if (shape.key_value_heads >= parts) tiles.push_back((shape.key_value_heads + parts - 1) / parts);
+  }
+  if (shape.on_gpu) {
+    const int64_t queries = std::max<int64_t>(1, shape.rows * (shape.query_heads / shape.key_value_heads));
+    const int64_t fewest = (kGpuQueriesMin + queries - 1) / queries;
+    if (fewest < tiles.back()) tiles.push_back(fewest);
   }
   return tiles;
 }
@@ -68,7 +76,7 @@ OpenPolicies OpenPoliciesOf(const jobfile::JobSpec& spec, const StepShape& shape
   }
   open.tiles = TilesFor(memory.tile_tokens, kTiles, shape.rows);
   open.loss_tiles = TilesFor(memory.loss_tile_tokens, kLossTiles, shape.rows);
-  open.head_tiles = HeadTilesFor(spec, shape.key_value_heads);
+  open.head_tiles = HeadTilesFor(spec, shape);
   open.host_layers = memory.host_layers;
   return open;
 }
@@ -122,12 +130,14 @@ void ForEachCandidate(const PlannedJob& job, const ModelMemory& model, const Tak
   const RankMemory without = MemoryWithoutPolicy(job, model);
   for (const MemoryPolicy& policy : TiledPolicies(open)) {
     std::optional<int64_t> workspace[2];
+    const int64_t attention = AttentionTemporaries(job, shape, policy);
     for (const int64_t every : open.checkpoint_every) {
       Candidate candidate{policy, without};
       candidate.policy.checkpoint_every = every;
       std::optional<int64_t>& bytes = workspace[every > 1 ? 1 : 0];
       if (!bytes) bytes = WorkspaceBytes(shape, candidate.policy);
       candidate.memory.workspace = *bytes;
+      candidate.memory.attention = attention;
       candidate.policy.host_layers =
           open.host_layers.value_or(HostLayers(shape, candidate.policy, job.limits, candidate.memory));
       candidate.policy.host_layers = PlanKeptValues(shape, candidate.policy).host;

@@ -71,10 +71,13 @@ std::string PolicyText(const MemoryPolicy& policy, const StepShape& shape) {
 }
 
 std::vector<std::pair<std::string, int64_t>> DeviceKinds(const RankMemory& memory) {
-  return {{"weights", memory.model.weights},        {"gradients", memory.model.gradients},
-          {"optimizer", memory.model.optimizer},    {"activations", memory.activations()},
-          {"workspace", memory.workspace},          {"batch", memory.batch},
-          {"collectives", memory.model.collectives}};
+  std::vector<std::pair<std::string, int64_t>> kinds = {
+      {"weights", memory.model.weights},        {"gradients", memory.model.gradients},
+      {"optimizer", memory.model.optimizer},    {"activations", memory.activations()},
+      {"workspace", memory.workspace},          {"batch", memory.batch},
+      {"collectives", memory.model.collectives}};
+  if (memory.attention > 0) kinds.emplace_back("attention", memory.attention);  // of a GPU alone
+  return kinds;
 }
 
 std::vector<std::pair<std::string, int64_t>> HostKinds(const RankMemory& memory) {

@@ -8,6 +8,7 @@
 
 #include "worker/model_config/rope_scaling.h"
 #include "worker/model_config/tensor_names.h"
+#include "worker/planner/attention_temporaries.h"
 #include "worker/planner/job_shape.h"
 #include "worker/planner/weight_shards.h"
 
@@ -190,7 +191,8 @@ ModelMemory ModelMemoryOf(const PlannedJob& job) {
 int64_t RankMemory::activations() const { return Sum(kept); }
 int64_t RankMemory::host_activations() const { return Sum(kept_host); }
 int64_t RankMemory::device_bytes() const {
-  return model.weights + model.gradients + model.optimizer + model.collectives + activations() + workspace + batch;
+  return model.weights + model.gradients + model.optimizer + model.collectives + activations() + workspace + attention +
+         batch;
 }
 
 RankMemory MemoryWithoutPolicy(const PlannedJob& job, const ModelMemory& model) {
@@ -232,6 +234,7 @@ RankMemory MemoryOfRank(const PlannedJob& job, const MemoryPolicy& policy) {
   RankMemory memory = MemoryWithoutPolicy(job, ModelMemoryOf(job));
   const StepShape shape = job.Shape();
   memory.workspace = WorkspaceBytes(shape, policy);
+  memory.attention = AttentionTemporaries(job, shape, policy);
   SetKept(shape, policy, &memory);
   return memory;
 }

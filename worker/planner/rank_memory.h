@@ -35,9 +35,10 @@ struct RankMemory {
   std::array<int64_t, kKeptPartCount> kept{};       // on the device
   std::array<int64_t, kKeptPartCount> kept_host{};  // in host memory
   int64_t workspace = 0;                            // the arena
-  int64_t batch = 0;                                // token ids, labels and targets of a pass, angles of positions
-  int64_t tokens = 0;                               // host: token ids and labels of a step
-  int64_t host_traffic = 0;                         // of a pass, out and back
+  int64_t attention = 0;     // what attention operators of a GPU take for a moment (dense_attention_memory.h)
+  int64_t batch = 0;         // token ids, labels and targets of a pass, angles of positions
+  int64_t tokens = 0;        // host: token ids and labels of a step
+  int64_t host_traffic = 0;  // of a pass, out and back
 
   int64_t activations() const;
   int64_t host_activations() const;

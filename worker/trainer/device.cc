@@ -42,7 +42,9 @@ at::Device ChooseDevice(const std::string& wanted) {
     spdlog::warn("{}: training on the CPU", found);
     return at::kCPU;
   }
-  spdlog::info("training on {} with {} MiB", device.name, device.memory_bytes >> 20);
+  const bool expandable = gpu::UseExpandableSegments();
+  spdlog::info("training on {} with {} MiB; {}", device.name, device.memory_bytes >> 20,
+               expandable ? "its memory in expandable segments" : "its allocator as the environment sets it");
   return {at::kCUDA, 0};
 }
 

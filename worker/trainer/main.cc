@@ -221,7 +221,8 @@ int MeasureCommand(const Flags& flags) {
 
 int ProfileCommand(const Flags& flags) {
   try {
-    std::cout << planner::ToJson(MeasureDevice(std::max<int64_t>(1, flags.threads))).dump(2) << std::endl;
+    const at::Device device = ChooseDevice(flags.device);
+    std::cout << planner::ToJson(MeasureDevice(device, std::max<int64_t>(1, flags.threads))).dump(2) << std::endl;
     return static_cast<int>(ExitCode::kDone);
   } catch (...) {
     return Report(CurrentFailure(), nullptr);
@@ -249,7 +250,8 @@ void AddMeasure(CLI::App& app, Flags& flags) {
 
 void AddProfile(CLI::App& app, Flags& flags) {
   CLI::App* command =
-      app.add_subcommand("profile", "measure this machine's rates, as JSON for `longspan plan --device-profile`");
+      app.add_subcommand("profile", "measure a device's rates, as JSON for `longspan plan --device-profile`");
+  AddDeviceFlag(*command, flags);
   command->add_option("--threads", flags.threads, "CPU threads of a rank; default: 1")->check(CLI::Range(1, 4096));
   command->callback([&flags] { flags.command = "profile"; });
 }

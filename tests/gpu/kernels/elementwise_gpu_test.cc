@@ -1,4 +1,4 @@
-// What must be equal bit for bit: dropout masks and dequantised weights.
+// What must be equal bit for bit: dropout masks, dequantised weights and random ones.
 #include <gtest/gtest.h>
 
 #include <array>
@@ -6,12 +6,25 @@
 
 #include "kernels/dropout/dropout_cuda.h"
 #include "kernels/nf4/nf4_cuda.h"
+#include "kernels/normal/normal_cuda.h"
 #include "tests/gpu/device_memory.h"
 
 namespace longspan::kernels {
 namespace {
 
 using namespace longspan::kernels::testing;
+
+TEST(NormalGpu, DrawsAreTheReferencesBits) {
+  for (const ElementType type : kTypes) {
+    for (const int64_t elements : {int64_t{0}, int64_t{1}, int64_t{255}, int64_t{1000003}}) {
+      Twin drawn = Twin::Of(type, elements);
+      const auto of = [&](void* out) { return normal::Arguments{type, 42, int64_t{1} << 33, elements, 0.02, out}; };
+      normal::DrawReference(of(drawn.host()));
+      Check(normal::Draw(of(drawn.device()), nullptr));
+      EXPECT_EQ(RelativeDifference(type, drawn), 0) << elements;
+    }
+  }
+}
 
 TEST(DropoutGpu, TheMaskAndTheValuesAreTheReference) {
   for (const ElementType type : kTypes) {

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "tests/trainer/tiny_llama.h"
+#include "worker/trainer/attention/segments.h"
 
 namespace longspan::trainer {
 namespace {
@@ -112,9 +113,7 @@ std::vector<FlashSetting> Settings() {
   return settings;
 }
 
-void ExpectAgreesWithMask(const Case& c) {
-  SCOPED_TRACE(Name(c));
-  const AttentionPlan plan = PlanOf(c);
+void ExpectAgreesWithMask(const Case& c, const AttentionPlan& plan) {
   const Heads heads = MakeHeads(c, true);
   at::Tensor q = heads.q.clone().requires_grad_(true);
   at::Tensor k = heads.k.clone().requires_grad_(true);
@@ -137,6 +136,11 @@ void ExpectAgreesWithMask(const Case& c) {
     EXPECT_LT(RelativeError(gradients.k, k.grad()), 1e-5);
     EXPECT_LT(RelativeError(gradients.v, v.grad()), 1e-5);
   }
+}
+
+void ExpectAgreesWithMask(const Case& c) {
+  SCOPED_TRACE(Name(c));
+  ExpectAgreesWithMask(c, PlanOf(c));
 }
 
 TEST(Attention, AgreesWithAMaskForHeadsOfEveryKind) {
@@ -199,6 +203,26 @@ TEST(Attention, AgreesWithAMaskWithinPackedDocuments) {
       }
     }
   }
+}
+
+TEST(Attention, AgreesWithAMaskWithinPackedDocumentsInJoinedCalls) {
+  const std::vector<std::vector<int64_t>> packings = {
+      {24, 24}, {1, 47}, {5, 19, 13, 11}, {8, 8, 8, 16, 8}, {1, 1, 1, 1, 20, 24}, {3, 3, 18, 7, 7, 7, 3}};
+  int64_t lists = 0;
+  for (const auto& documents : packings) {
+    for (const int64_t group : {0, 1, 5, 8, 50}) {
+      for (const Kind kind : {Kind::kSplit, Kind::kWrap, Kind::kShort}) {
+        const Case c{2, 24, 6, 3, group, kind, documents};
+        for (const int64_t rows_max : {kJoinedRowsMax, 3 * kSegmentPadding + 24}) {
+          SCOPED_TRACE(Name(c) + " rows " + std::to_string(rows_max));
+          const AttentionPlan plan = JoinSegments(PlanOf(c), at::kCPU, rows_max);
+          for (const AttentionCall& call : plan) lists += call.segments.empty() ? 0 : 1;
+          ExpectAgreesWithMask(c, plan);
+        }
+      }
+    }
+  }
+  EXPECT_GT(lists, 100);
 }
 
 TEST(Attention, WrappedGroupsAreThePapersWithoutTheLeak) {

@@ -59,6 +59,27 @@ TEST(ChoosePolicy, RanksThatShareSequencesReachLongerContextsThatTheyCanShare) {
   }
 }
 
+// What needs least of 32 key/value heads, or of 8 that four query heads share, where nothing fits.
+TEST(ChoosePolicy, TilesOfHeadsGoDownToAQuarterOnACpuAndToOneHeadOfALongSequenceOnAGpu) {
+  const auto leanest = [](int64_t tokens, int64_t key_value_heads, const DeviceProfile& device) {
+    nlohmann::json config = Llama2_7B();
+    config["num_key_value_heads"] = key_value_heads;
+    MemoryLimits limits;
+    limits.device = 1;
+    return ChoosePolicy(JobOf(config, LlamaSpec(tokens), device, limits)).plan.policy.tile_heads;
+  };
+  const DeviceProfile gpu = *ProfileOf("NVIDIA H200", 1);
+  for (const int64_t tokens : {8192, 16384, 65536, 1048576}) EXPECT_EQ(leanest(tokens, 32, CpuProfile(1)), 8);
+  EXPECT_EQ(leanest(8192, 32, gpu), 8);
+  EXPECT_EQ(leanest(16384, 32, gpu), 4);
+  EXPECT_EQ(leanest(20000, 32, gpu), 4);
+  EXPECT_EQ(leanest(65535, 32, gpu), 2);
+  EXPECT_EQ(leanest(65536, 32, gpu), 1);
+  EXPECT_EQ(leanest(1048576, 32, gpu), 1);
+  EXPECT_EQ(leanest(8192, 8, gpu), 2);
+  EXPECT_EQ(leanest(16384, 8, gpu), 1);
+}
+
 TEST(ChoosePolicy, LessMemoryIsNeverFasterAndAlwaysKept) {
   double seconds = 0;
   for (const int64_t gib : {140, 100, 70, 50, 40, 30, 25, 20}) {

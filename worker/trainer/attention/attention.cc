@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "worker/trainer/attention/block_attention.h"
+#include "worker/trainer/attention/segment_attention.h"
 
 namespace longspan::trainer {
 namespace {
@@ -232,7 +233,12 @@ void AttentionForward(const AttentionPlan& plan, const at::Tensor& q, const at::
   const FlashSetting with_workspace = WithWorkspace(setting, q);
   for (size_t index = 0; index < plan.size(); ++index) {
     const AttentionCall& call = plan[index];
-    BlockForward({QueryView(q, call), QueryView(out, call), logsumexp[index]}, FlashKeysOf(call, k, v), with_workspace);
+    const FlashQueries queries{QueryView(q, call), QueryView(out, call), logsumexp[index]};
+    if (call.segments.empty()) {
+      BlockForward(queries, FlashKeysOf(call, k, v), with_workspace);
+    } else {
+      SegmentsForward(call.segments, queries, FlashKeysOf(call, k, v)[0], with_workspace);
+    }
   }
 }
 
@@ -251,9 +257,15 @@ void AttentionBackward(const AttentionPlan& plan, const AttentionInputs& inputs,
   const FlashSetting with_workspace = WithWorkspace(setting, inputs.q);
   for (size_t index = 0; index < plan.size(); ++index) {
     const AttentionCall& call = plan[index];
-    BlockBackward({QueryView(inputs.q, call), QueryView(inputs.out, call), logsumexp[index]},
-                  FlashKeysOf(call, inputs.k, inputs.v), {QueryView(out_gradient, call), QueryView(gradients.q, call)},
-                  KeyGradientsOf(call, gradients), with_workspace);
+    const FlashQueries queries{QueryView(inputs.q, call), QueryView(inputs.out, call), logsumexp[index]};
+    const FlashQueryGradients to{QueryView(out_gradient, call), QueryView(gradients.q, call)};
+    const std::vector<FlashKeys> keys = FlashKeysOf(call, inputs.k, inputs.v);
+    const std::vector<FlashKeyGradients> to_keys = KeyGradientsOf(call, gradients);
+    if (call.segments.empty()) {
+      BlockBackward(queries, keys, to, to_keys, with_workspace);
+    } else {
+      SegmentsBackward(call.segments, queries, keys[0], to, to_keys[0], with_workspace);
+    }
   }
 }
 

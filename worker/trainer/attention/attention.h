@@ -37,6 +37,17 @@
 
 namespace longspan::trainer {
 
+// Pieces of unlike lengths that do not see each other, one after the other: piece i has the rows from starts[i] to
+// starts[i + 1] of a call. The tensors hold the same for kernels: int32 starts, int64 first rows.
+struct SegmentList {
+  std::vector<int32_t> starts;  // from 0 to the call's rows; empty: the call is no such list
+  int64_t longest = 0;
+  at::Tensor starts_on_device, first_rows_on_device;
+
+  bool empty() const { return starts.empty(); }
+  int64_t count() const { return static_cast<int64_t>(starts.size()) - 1; }
+};
+
 // One dense causal call: `blocks` blocks of `length` tokens, the first at row `first_row`, each `stride_rows` after the
 // one before.
 struct AttentionCall {
@@ -53,6 +64,7 @@ struct AttentionCall {
   // `stride_rows` after). An earlier call has written their dK and dV.
   int64_t prefix_length = 0;
   int64_t prefix_first_row = 0;
+  SegmentList segments{};  // not empty: one block, whose tokens see those of their own segment alone (segments.h)
 };
 
 // `documents` documents of `tokens` tokens each, one after the other from row `first_row` on.

@@ -2,26 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <tuple>
 
-#include "worker/trainer/attention/dense_attention.h"
-#include "worker/trainer/memory/counting_allocator.h"
+#include "worker/trainer/attention/dense_blocks.h"
 #include "worker/trainer/model/row_parallel.h"
 
 namespace longspan::trainer {
 namespace {
-
-constexpr int64_t kJoinElementsMax = int64_t{1} << 20;  // that a tile of JoinSoftmaxByTiles has
-
-// Takes the first row of every block out of `out_gradient` (blocks, Hq, length, D) and returns what it adds to dV
-// there: (blocks, Hkv, D).
-at::Tensor TakeFirstRows(const at::Tensor& out_gradient, int64_t key_value_heads) {
-  const at::Tensor rows = out_gradient.select(2, 0);  // (blocks, Hq, D)
-  const at::Tensor value_gradient =
-      rows.reshape({rows.size(0), key_value_heads, rows.size(1) / key_value_heads, rows.size(2)}).sum(2);
-  rows.zero_();
-  return value_gradient;
-}
 
 // Softmax over two sets of keys from the softmax over each, for one query of one head; into the first.
 template <typename T>
@@ -60,63 +46,25 @@ void JoinSoftmaxOf(const at::Tensor& values, const at::Tensor& logsumexp, const 
   });
 }
 
-// By rows so many at a time that the fp32 temporaries stay small beside the tensors.
-void JoinSoftmaxByTiles(const at::Tensor& values, const at::Tensor& logsumexp, const at::Tensor& other_values,
-                        const at::Tensor& other_logsumexp) {
-  const int64_t elements_of_row = values.size(0) * values.size(1) * values.size(3);
-  const int64_t tile = std::max<int64_t>(1, kJoinElementsMax / std::max<int64_t>(1, elements_of_row));
-  for (int64_t begin = 0; begin < values.size(2); begin += tile) {
-    const int64_t rows = std::min(tile, values.size(2) - begin);
-    const auto part = [&](const at::Tensor& all) { return all.narrow(2, begin, rows); };
-    at::Tensor sums = part(logsumexp), to = part(values);
-    const at::Tensor joined = at::logaddexp(sums, part(other_logsumexp));
-    const at::Tensor sum = to.to(at::kFloat).mul(at::exp(sums - joined).unsqueeze(-1));
-    sum.addcmul_(part(other_values).to(at::kFloat), at::exp(part(other_logsumexp) - joined).unsqueeze(-1));
-    to.copy_(sum);
-    sums.copy_(joined);
-  }
+void JoinHeadsOnGpu(const at::Tensor& values, at::Tensor logsumexp, const at::Tensor& other_values,
+                    const at::Tensor& other_logsumexp) {
+  const at::Tensor joined = at::logaddexp(logsumexp, other_logsumexp);
+  const at::Tensor sum = values.to(at::kFloat).mul_(at::exp(logsumexp - joined).unsqueeze(-1));
+  sum.addcmul_(other_values.to(at::kFloat), at::exp(other_logsumexp - joined).unsqueeze(-1));
+  at::Tensor(values).copy_(sum);
+  logsumexp.copy_(joined);
 }
 
-void AddOrCopy(const at::Tensor& to, const at::Tensor& from, bool adds) {
-  if (adds) {
-    to.add_(from);
-  } else {
-    to.copy_(from);
+// As many heads at a time as keep what is made of them in fp32 small (dense_attention_memory.h).
+void JoinSoftmaxOnGpu(const at::Tensor& values, const at::Tensor& logsumexp, const at::Tensor& other_values,
+                      const at::Tensor& other_logsumexp) {
+  const int64_t heads = values.size(1);
+  const int64_t bytes_of_head = 2 * values.numel() / std::max<int64_t>(1, heads) * int64_t{sizeof(float)};
+  const int64_t most = std::max<int64_t>(1, planner::kDensePartBytes / std::max<int64_t>(1, bytes_of_head));
+  for (int64_t head = 0; head < heads; head += most) {
+    const auto part = [&](const at::Tensor& all) { return all.narrow(1, head, std::min(most, heads - head)); };
+    JoinHeadsOnGpu(part(values), part(logsumexp), part(other_values), part(other_logsumexp));
   }
-}
-
-void AtenForward(const FlashQueries& queries, const std::vector<FlashKeys>& keys) {
-  const ListedAllocation outputs;
-  at::Tensor out, logsumexp;
-  for (auto run = keys.rbegin(); run != keys.rend(); ++run) {
-    const auto [values, sums] = DenseForward(queries.q, run->k, run->v, run->causal);
-    if (!out.defined()) {
-      out = values;
-      logsumexp = sums;
-    } else {
-      JoinSoftmax(out, logsumexp, values, sums);
-    }
-  }
-  queries.out.copy_(out);
-  queries.logsumexp.copy_(logsumexp);
-}
-
-void AtenBackward(const FlashQueries& queries, const std::vector<FlashKeys>& keys, const FlashQueryGradients& gradients,
-                  const std::vector<FlashKeyGradients>& key_gradients) {
-  const ListedAllocation outputs;
-  const bool first_rows_are_alone = keys.size() == 1 && keys[0].causal && !queries.joined;
-  at::Tensor first_value_gradient, query_gradient;
-  if (first_rows_are_alone) first_value_gradient = TakeFirstRows(gradients.out, keys[0].k.size(1));
-  for (size_t index = keys.size(); index-- > 0;) {
-    const auto [dq, dk, dv] = DenseBackward(
-        {queries.q, keys[index].k, keys[index].v, queries.out, queries.logsumexp, keys[index].causal}, gradients.out);
-    if (first_rows_are_alone) dv.select(2, 0).add_(first_value_gradient);
-    if (query_gradient.defined()) query_gradient.add_(dq);
-    if (!query_gradient.defined()) query_gradient = dq;
-    AddOrCopy(key_gradients[index].k, dk, key_gradients[index].adds);
-    AddOrCopy(key_gradients[index].v, dv, key_gradients[index].adds);
-  }
-  AddOrCopy(gradients.q, query_gradient, gradients.adds);
 }
 
 }  // namespace
@@ -124,7 +72,7 @@ void AtenBackward(const FlashQueries& queries, const std::vector<FlashKeys>& key
 void JoinSoftmax(const at::Tensor& values, const at::Tensor& logsumexp, const at::Tensor& other_values,
                  const at::Tensor& other_logsumexp) {
   if (values.is_cuda()) {
-    JoinSoftmaxByTiles(values, logsumexp, other_values, other_logsumexp);
+    JoinSoftmaxOnGpu(values, logsumexp, other_values, other_logsumexp);
   } else if (values.scalar_type() == at::kFloat) {
     JoinSoftmaxOf<float>(values, logsumexp, other_values, other_logsumexp);
   } else {
@@ -137,7 +85,7 @@ void BlockForward(const FlashQueries& queries, const std::vector<FlashKeys>& key
   if (FlashTakes(queries.q, setting)) {
     FlashForward(queries, keys, setting);
   } else {
-    AtenForward(queries, keys);
+    DenseBlocksForward(queries, keys, DensePartFor(queries, keys));
   }
 }
 
@@ -147,7 +95,7 @@ void BlockBackward(const FlashQueries& queries, const std::vector<FlashKeys>& ke
   if (FlashTakes(queries.q, setting)) {
     FlashBackward(queries, keys, gradients, key_gradients, setting);
   } else {
-    AtenBackward(queries, keys, gradients, key_gradients);
+    DenseBlocksBackward(queries, keys, gradients, key_gradients, DensePartFor(queries, keys));
   }
 }
 

@@ -1,8 +1,8 @@
 // One dense piece of attention on views: queries and one or two runs of keys, under one softmax.
 //
 // fp32 on the CPU runs on this project's kernels (flash_cpu.h), which write into the views; where `setting` names no
-// instructions, for every other type, and on a GPU, LibTorch's (dense_attention.h) run each set of keys as a call of
-// its own, make copies, and the results are joined by their logsumexp. Legend and types as in flash_cpu.h. Thread-safe
+// instructions, for every other type, and on a GPU, LibTorch's (dense_blocks.h) run each set of keys as a call of its
+// own, make copies, and the results are joined by their logsumexp. Legend and types as in flash_cpu.h. Thread-safe
 // as there.
 #pragma once
 

@@ -5,31 +5,28 @@
 #include <mutex>
 #include <tuple>
 
+#include "worker/trainer/attention/dense_blocks.h"
+
 namespace longspan::trainer {
 namespace {
 
-enum class GpuKernel { kCudnn, kFlash, kEfficient };
+using planner::GpuAttention;
 
 // Memory-efficient attention keeps logsumexps of rows that are padded to a multiple of this.
 constexpr int64_t kEfficientRows = 32;
 
-GpuKernel ChooseGpuKernel(const at::Tensor& q, const at::Tensor& k) {
-  const int64_t head_dim = q.size(3);
-  if (q.scalar_type() == at::kFloat) return GpuKernel::kEfficient;
-  TORCH_CHECK(q.scalar_type() == at::kBFloat16 && head_dim % 8 == 0 && head_dim <= 256, "attention of ",
-              q.scalar_type(), " heads of ", head_dim, " on a GPU; it knows bf16 in multiples of 8 up to 256");
-  return q.size(1) == k.size(1) && head_dim <= 128 ? GpuKernel::kCudnn : GpuKernel::kFlash;
-}
-
-GpuKernel KernelFor(const at::Tensor& q, const at::Tensor& k) {
+GpuAttention KernelFor(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
   static std::once_flag told[3];
   static constexpr const char* kNames[] = {"cuDNN", "flash attention", "memory-efficient attention"};
-  const GpuKernel kernel = ChooseGpuKernel(q, k);
-  std::call_once(told[static_cast<int>(kernel)], [&] {
-    spdlog::info("attention on the GPU by {} ({} query heads on {} key/value heads of {})",
-                 kNames[static_cast<int>(kernel)], q.size(1), k.size(1), q.size(3));
+  const auto kernel = ChooseGpuAttention(DenseCallOf(q, k, v));
+  TORCH_CHECK(kernel && (q.scalar_type() == at::kFloat || q.scalar_type() == at::kBFloat16), "attention of ",
+              q.scalar_type(), " heads of ", q.size(3),
+              " on a GPU; it knows fp32, and bf16 in multiples of 8 up to 256");
+  std::call_once(told[static_cast<int>(*kernel)], [&] {
+    spdlog::info("attention on the GPU by {} ({} query heads on {} key/value heads of {}, blocks of {})",
+                 kNames[static_cast<int>(*kernel)], q.size(1), k.size(1), q.size(3), q.size(2));
   });
-  return kernel;
+  return *kernel;
 }
 
 // Without dropout no kernel reads the state of the random numbers, but each wants one.
@@ -46,19 +43,19 @@ at::Tensor AddedUp(const at::Tensor& gradient, int64_t key_value_heads) {
 
 DenseOutput GpuForward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal) {
   DenseOutput result;
-  switch (KernelFor(q, k)) {
-    case GpuKernel::kCudnn: {
+  switch (KernelFor(q, k, v)) {
+    case GpuAttention::kCudnn: {
       const auto all = at::_scaled_dot_product_cudnn_attention(q, k, v, /*attn_bias=*/{}, /*compute_log_sumexp=*/true,
                                                                /*dropout_p=*/0.0, causal);
       result = {std::get<0>(all), std::get<1>(all)};
       break;
     }
-    case GpuKernel::kFlash: {
+    case GpuAttention::kFlash: {
       const auto all = at::_scaled_dot_product_flash_attention(q, k, v, /*dropout_p=*/0.0, causal);
       result = {std::get<0>(all), std::get<1>(all)};
       break;
     }
-    case GpuKernel::kEfficient: {
+    case GpuAttention::kEfficient: {
       const auto all = at::_scaled_dot_product_efficient_attention(q, Repeated(k, q.size(1)), Repeated(v, q.size(1)),
                                                                    /*attn_bias=*/{}, /*compute_log_sumexp=*/true,
                                                                    /*dropout_p=*/0.0, causal);
@@ -74,19 +71,19 @@ DenseGradients GpuBackward(const DenseInputs& inputs, const at::Tensor& out_grad
   const at::Tensor &q = inputs.q, &k = inputs.k, &v = inputs.v;
   const at::Tensor state = NoRandomState(q);
   DenseGradients gradients;
-  switch (KernelFor(q, k)) {
-    case GpuKernel::kCudnn:
+  switch (KernelFor(q, k, v)) {
+    case GpuAttention::kCudnn:
       std::tie(gradients.q, gradients.k, gradients.v) = at::_scaled_dot_product_cudnn_attention_backward(
           out_gradient, q, k, v, inputs.out, inputs.logsumexp.contiguous().unsqueeze(-1), state.select(0, 0),
           state.select(0, 1), /*attn_bias=*/{}, /*cum_seq_q=*/{}, /*cum_seq_k=*/{}, q.size(2), k.size(2),
           /*dropout_p=*/0.0, inputs.causal);
       break;
-    case GpuKernel::kFlash:
+    case GpuAttention::kFlash:
       std::tie(gradients.q, gradients.k, gradients.v) = at::_scaled_dot_product_flash_attention_backward(
           out_gradient, q, k, v, inputs.out, inputs.logsumexp.contiguous(), /*cum_seq_q=*/{}, /*cum_seq_k=*/{},
           q.size(2), k.size(2), /*dropout_p=*/0.0, inputs.causal, state, at::empty({}, state.options()));
       break;
-    case GpuKernel::kEfficient: {
+    case GpuAttention::kEfficient: {
       const int64_t rows = (q.size(2) + kEfficientRows - 1) / kEfficientRows * kEfficientRows;
       const at::Tensor padded = at::zeros({q.size(0), q.size(1), rows}, inputs.logsumexp.options());
       padded.narrow(2, 0, q.size(2)).copy_(inputs.logsumexp);

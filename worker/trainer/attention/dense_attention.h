@@ -2,7 +2,8 @@
 // they compute does not.
 //
 //   CPU               _scaled_dot_product_flash_attention_for_cpu
-//   GPU, bf16         cuDNN where the heads of q are those of k and v and D is a multiple of 8 up to 128; else flash
+//   GPU, bf16         cuDNN where the heads of q are those of k and v, D is a multiple of 8 up to 128 and 32 bits reach
+//                     from the first element of a tensor to its last; else flash (planner::ChooseGpuAttention)
 //   GPU, fp32         memory-efficient attention
 //
 // Which one a GPU uses is logged once each; nothing falls back to the composite ("math") path, whose scores would be

@@ -1,8 +1,11 @@
 #include "worker/trainer/gpu/gpu_device.h"
 
 #include <ATen/cuda/CUDAContext.h>
+#include <c10/core/AllocatorConfig.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
+
+#include <cstdlib>
 
 #include "worker/trainer/errors.h"
 
@@ -30,6 +33,12 @@ Memory MemoryNow() {
 
 void ResetMemoryPeak() {
   if (Count() > 0) caching::resetPeakStats(0);
+}
+
+bool UseExpandableSegments() {
+  if (std::getenv("PYTORCH_ALLOC_CONF") != nullptr || std::getenv("PYTORCH_CUDA_ALLOC_CONF") != nullptr) return false;
+  c10::CachingAllocator::setAllocatorSettings("expandable_segments:True");
+  return true;
 }
 
 void PinHostMemory(std::byte* data, int64_t bytes) {

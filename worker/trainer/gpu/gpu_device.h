@@ -29,6 +29,11 @@ struct Memory {
 Memory MemoryNow();
 void ResetMemoryPeak();
 
+// Lets LibTorch's allocator grow its segments instead of taking new ones, so that what is given back serves larger
+// requests too: a step's buffers change size with its sequences. Before the first tensor on the GPU. False where the
+// environment (PYTORCH_ALLOC_CONF, PYTORCH_CUDA_ALLOC_CONF) sets the allocator itself, which then stays as it is.
+bool UseExpandableSegments();
+
 // Lets the GPU copy from and to this host memory at full speed, beside its computation. ResourceError when the system
 // refuses.
 void PinHostMemory(std::byte* data, int64_t bytes);

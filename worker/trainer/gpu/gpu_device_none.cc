@@ -8,6 +8,7 @@ int64_t Count() { return 0; }
 Description Describe(int64_t) { throw SpecError("this program was built without CUDA"); }
 Memory MemoryNow() { return {}; }
 void ResetMemoryPeak() {}
+bool UseExpandableSegments() { return false; }
 void PinHostMemory(std::byte*, int64_t) {}
 void UnpinHostMemory(std::byte*) {}
 void Synchronize() {}

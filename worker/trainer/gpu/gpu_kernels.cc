@@ -10,6 +10,7 @@
 #include "kernels/embedding_gradient/embedding_gradient_cuda.h"
 #include "kernels/nf4/nf4_cuda.h"
 #include "kernels/norm/norm_cuda.h"
+#include "kernels/normal/normal_cuda.h"
 #include "kernels/rope/rope_cuda.h"
 #include "kernels/swiglu/swiglu_cuda.h"
 #include "kernels/tensor_sums/tensor_sums_cuda.h"
@@ -233,6 +234,11 @@ void ApplyDropout(const DropoutMask& mask, const at::Tensor& x, const at::Tensor
   arguments.out = Data(out);
   arguments.out_stride = out.stride(0);
   Check(kernels::dropout::Apply(arguments, Stream()), "dropout");
+}
+
+void DrawNormal(uint64_t key, double deviation, const at::Tensor& out) {
+  TORCH_CHECK(out.is_contiguous(), "drawing into a tensor with gaps");
+  Check(kernels::normal::Draw({TypeOf(out), key, 0, out.numel(), deviation, Data(out)}, Stream()), "drawing weights");
 }
 
 void DequantizeNf4(const at::Tensor& codes, const at::Tensor& scale_codes, const at::Tensor& scale_maxima, float mean,

@@ -58,6 +58,9 @@ struct DropoutMask {
 };
 void ApplyDropout(const DropoutMask& mask, const at::Tensor& x, const at::Tensor& out);
 
+// Numbers of a normal distribution (kernels/normal), element 0 first; out contiguous.
+void DrawNormal(uint64_t key, double deviation, const at::Tensor& out);
+
 // All on the GPU; out contiguous.
 void DequantizeNf4(const at::Tensor& codes, const at::Tensor& scale_codes, const at::Tensor& scale_maxima, float mean,
                    const at::Tensor& out);

@@ -29,6 +29,7 @@ void AddColumnSums(const at::Tensor&, const at::Tensor&, const at::Tensor&) { No
 void AddRows(const at::Tensor&, const at::Tensor&, const at::Tensor&) { NoCuda(); }
 double SumOfSquares(const std::vector<at::Tensor>&) { NoCuda(); }
 void ApplyDropout(const DropoutMask&, const at::Tensor&, const at::Tensor&) { NoCuda(); }
+void DrawNormal(uint64_t, double, const at::Tensor&) { NoCuda(); }
 void DequantizeNf4(const at::Tensor&, const at::Tensor&, const at::Tensor&, float, const at::Tensor&) { NoCuda(); }
 void StepAdamw(const std::vector<AdamwTensor>&, const AdamwStep&) { NoCuda(); }
 

@@ -6,6 +6,10 @@
 
 #include <map>
 
+#include "kernels/normal/normal.h"
+#include "worker/trainer/gpu/gpu_kernels.h"
+#include "worker/trainer/model/row_parallel.h"
+
 namespace longspan::trainer {
 namespace {
 
@@ -29,6 +33,9 @@ class StoredTensors : public BaseTensors {
  public:
   StoredTensors(WeightFolder folder, const ModelFamily& family) : folder_(std::move(folder)), family_(family) {}
   at::Tensor Read(const std::string& name) const override { return folder_.View(StoredName(folder_, family_, name)); }
+  std::vector<int64_t> ShapeOf(const std::string& name) const override {
+    return folder_.entry(StoredName(folder_, family_, name)).shape;
+  }
   at::ScalarType ExportDtype(const std::string& name) const override {
     return folder_.entry(StoredName(folder_, family_, name)).dtype;
   }
@@ -46,6 +53,27 @@ class StoredTensors : public BaseTensors {
   const ModelFamily& family_;  // of the static table
 };
 
+// FNV-1a over the name.
+uint64_t NamedSeed(int64_t seed, const std::string& name) {
+  uint64_t hash = 0xcbf29ce484222325u ^ (static_cast<uint64_t>(seed) * 0x9e3779b97f4a7c15u);
+  for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
+  return hash;
+}
+
+void Draw(uint64_t key, double deviation, const at::Tensor& out) {
+  if (out.is_cuda()) {
+    gpu::DrawNormal(key, deviation, out);
+    return;
+  }
+  const bool fp32 = out.scalar_type() == at::kFloat;
+  TORCH_CHECK(fp32 || out.scalar_type() == at::kBFloat16, "random weights in ", out.scalar_type());
+  ForRowRanges(out.numel(), /*grain=*/4096, [&](int64_t begin, int64_t end) {
+    kernels::normal::DrawReference({fp32 ? kernels::ElementType::kFloat32 : kernels::ElementType::kBfloat16, key, begin,
+                                    end - begin, deviation,
+                                    static_cast<char*>(out.mutable_data_ptr()) + begin * out.element_size()});
+  });
+}
+
 class DrawnTensors : public BaseTensors {
  public:
   DrawnTensors(const ModelConfig& config, int64_t seed)
@@ -53,11 +81,20 @@ class DrawnTensors : public BaseTensors {
     for (TensorShape& tensor : BaseTensorShapes(config)) shapes_[tensor.name] = std::move(tensor.shape);
   }
   at::Tensor Read(const std::string& name) const override {
-    const std::vector<int64_t>& shape = shapes_.at(name);
-    if (name.ends_with(".bias")) return at::zeros(shape, at::kFloat);
-    if (shape.size() == 1) return at::ones(shape, at::kFloat);
-    return at::empty(shape, at::kFloat).normal_(0, standard_deviation_, NamedGenerator(seed_, name));
+    const at::Tensor drawn = at::empty(shapes_.at(name), at::kFloat);
+    ReadInto(name, drawn);
+    return drawn;
   }
+  void ReadInto(const std::string& name, const at::Tensor& out) const override {
+    const std::vector<int64_t>& shape = shapes_.at(name);
+    TORCH_CHECK(out.sizes() == shape && out.is_contiguous(), "random weights ", name, " into ", out.sizes());
+    if (name.ends_with(".bias") || shape.size() == 1) {
+      out.fill_(name.ends_with(".bias") ? 0 : 1);
+    } else {
+      Draw(NamedSeed(seed_, name), standard_deviation_, out);
+    }
+  }
+  std::vector<int64_t> ShapeOf(const std::string& name) const override { return shapes_.at(name); }
   at::ScalarType ExportDtype(const std::string&) const override { return export_dtype_; }
 
  private:
@@ -68,6 +105,8 @@ class DrawnTensors : public BaseTensors {
 };
 
 }  // namespace
+
+void BaseTensors::ReadInto(const std::string& name, const at::Tensor& out) const { at::Tensor(out).copy_(Read(name)); }
 
 void CheckStoredShape(const std::string& file, const std::string& name, at::IntArrayRef stored,
                       at::IntArrayRef expected) {
@@ -96,9 +135,7 @@ std::unique_ptr<BaseTensors> RandomBaseTensors(const ModelConfig& config, int64_
 }
 
 at::Generator NamedGenerator(int64_t seed, const std::string& name) {
-  uint64_t hash = 0xcbf29ce484222325u ^ (static_cast<uint64_t>(seed) * 0x9e3779b97f4a7c15u);  // FNV-1a
-  for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
-  return at::detail::createCPUGenerator(hash);
+  return at::detail::createCPUGenerator(NamedSeed(seed, name));
 }
 
 }  // namespace longspan::trainer

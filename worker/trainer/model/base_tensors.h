@@ -18,6 +18,10 @@ class BaseTensors {
   virtual ~BaseTensors() = default;
   // On the CPU, in the stored dtype (random weights: fp32), not to be written to.
   virtual at::Tensor Read(const std::string& name) const = 0;
+  // Into a contiguous tensor of the same shape, on its device and in its dtype: what Read gives, rounded. Random
+  // weights are drawn where they are to lie.
+  virtual void ReadInto(const std::string& name, const at::Tensor& out) const;
+  virtual std::vector<int64_t> ShapeOf(const std::string& name) const = 0;
   // The dtype that an exported tensor gets: the file's, or config.json's for random weights.
   virtual at::ScalarType ExportDtype(const std::string& name) const = 0;
   // The memory behind what Read gave for that name may be given back.
@@ -29,7 +33,7 @@ class BaseTensors {
 // Checks that every tensor is there with its shape and a floating dtype; UserError names file, tensor and both shapes.
 std::unique_ptr<BaseTensors> OpenBaseTensors(const ModelConfig& config, const std::string& folder);
 // As transformers initialises every family: normal(0, initializer_range), norms 1, biases 0. A tensor depends on seed
-// and name alone.
+// and name alone, not on the device that draws it (kernels/normal).
 std::unique_ptr<BaseTensors> RandomBaseTensors(const ModelConfig& config, int64_t seed);
 
 // A generator for the tensor of that name.

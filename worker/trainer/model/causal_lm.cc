@@ -11,6 +11,7 @@
 #include "worker/planner/kept_values.h"
 #include "worker/planner/step_buffers.h"
 #include "worker/planner/weight_shards.h"
+#include "worker/trainer/attention/segments.h"
 #include "worker/trainer/memory/kept_values.h"
 #include "worker/trainer/model/decoder_layer.h"
 #include "worker/trainer/model/model_weights.h"
@@ -161,7 +162,7 @@ class Decoder : public CausalLm {
       CheckShared(options.document_ids);
       SetSequence(PlanFullSequence(ShapeOf(input_ids, {}), Place()), &pass);
     } else {
-      pass.attention = PlanFullAttention(pass.attention_shape);
+      pass.attention = Joined(PlanFullAttention(pass.attention_shape), options.document_ids);
     }
     pass.windowed = Windowed(options);
     pass.rotation =
@@ -278,6 +279,13 @@ class Decoder : public CausalLm {
             documents.runs};
   }
 
+  // Packed documents are many short calls, which a GPU takes together where its kernels can.
+  AttentionPlan Joined(AttentionPlan plan, const at::Tensor& document_ids) const {
+    const bool joins =
+        document_ids.defined() && options_.device.is_cuda() && ComputeScalarType(options_.spec) == at::kBFloat16;
+    return joins ? JoinSegments(plan, options_.device) : std::move(plan);
+  }
+
   LayerPass NewPass() const {
     LayerPass pass;
     pass.shape.hidden_size = config_.hidden_size;
@@ -301,7 +309,7 @@ class Decoder : public CausalLm {
       CheckShared(document_ids);
       SetSequence(PlanTrainingSequence(options_.spec, ShapeOf(input_ids, {}), Place()), &pass);
     } else {
-      pass.attention = PlanTrainingAttention(options_.spec, ShapeOf(input_ids, documents));
+      pass.attention = Joined(PlanTrainingAttention(options_.spec, ShapeOf(input_ids, documents)), document_ids);
     }
     pass.rotation = Own(extended_positions_.Within(documents), documents, share);
     return pass;

@@ -97,8 +97,14 @@ class Loader {
     return stored.to(Options(), /*non_blocking=*/false, /*copy=*/true);
   }
 
+  at::Tensor OfBase(const std::string& name) const {
+    const at::Tensor value = at::empty(base_.ShapeOf(name), Options());
+    base_.ReadInto(name, value);
+    return value;
+  }
+
   at::Tensor LoadReplaceable(const std::string& name, at::IntArrayRef shape) {
-    if (!adapter_.Has(name)) return Owned(base_.Read(name));
+    if (!adapter_.Has(name)) return OfBase(name);
     weights_.replaced.push_back(name);
     return Owned(adapter_.Take(name, shape));
   }
@@ -132,19 +138,18 @@ class Loader {
   FusedLinear LoadLinear(size_t layer, size_t linear_index, const std::vector<std::string>& modules, bool has_bias) {
     FusedLinear linear;
     linear.dtype = options_.dtype;
-    std::vector<at::Tensor> stored;
-    int64_t outputs = 0;
+    int64_t outputs = 0, inputs = 0;
     for (const std::string& module : modules) {
       LinearPart& part = linear.parts.emplace_back();
       part.name = NameInLayer(config_, layer, module);
       part.module = LastName(module);
       part.module_index = std::find(paths_.begin(), paths_.end(), module) - paths_.begin();
-      stored.push_back(base_.Read(part.name + ".weight"));
+      const std::vector<int64_t> shape = base_.ShapeOf(part.name + ".weight");
       part.first_output = outputs;
-      part.outputs = stored.back().size(0);
+      part.outputs = shape[0];
+      inputs = shape[1];
       outputs += part.outputs;
     }
-    const int64_t inputs = stored[0].size(1);
     if (options_.shards != nullptr) {
       linear.gathered = options_.shards->Gathered(static_cast<int64_t>(layer), linear_index);
     } else if (options_.quantized == nullptr) {
@@ -154,11 +159,11 @@ class Loader {
     for (size_t index = 0; index < modules.size(); ++index) {
       LinearPart& part = linear.parts[index];
       if (options_.shards != nullptr) {
-        options_.shards->Keep(static_cast<int64_t>(layer), linear_index, part.first_output, stored[index]);
-        stored[index].reset();
+        options_.shards->Keep(static_cast<int64_t>(layer), linear_index, part.first_output,
+                              base_.Read(part.name + ".weight"));
         base_.LetGo(part.name + ".weight");
       } else if (options_.quantized == nullptr) {
-        linear.weight.narrow(0, part.first_output, part.outputs).copy_(stored[index]);
+        base_.ReadInto(part.name + ".weight", linear.weight.narrow(0, part.first_output, part.outputs));
       } else {
         part.quantized = OnDevice(std::move(options_.quantized->at(part.name)), options_.device);
       }
@@ -349,7 +354,9 @@ ModelWeights BaseOf(const ModelConfig& config, const BaseTensors& base, const Ad
   }
   ModelWeights result = weights;
   const auto read = [&](const std::string& name) {
-    return base.Read(name).to(like.options(), /*non_blocking=*/false, /*copy=*/true);
+    const at::Tensor value = at::empty(base.ShapeOf(name), like.options());
+    base.ReadInto(name, value);
+    return value;
   };
   const auto read_norm = [&](NormWeight* norm) {
     norm->value = read(norm->name + ".weight");
