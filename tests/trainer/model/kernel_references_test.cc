@@ -13,6 +13,7 @@
 #include "kernels/tensor_sums/tensor_sums.h"
 #include "worker/trainer/adapters/dropout.h"
 #include "worker/trainer/model/layer_norm.h"
+#include "worker/trainer/model/norm.h"
 #include "worker/trainer/model/row_kernels.h"
 #include "worker/trainer/model/row_sums.h"
 #include "worker/trainer/optim/adamw.h"
@@ -116,6 +117,35 @@ TEST_P(KernelReferencesTest, Norms) {
     ExpectEqual(dx2, dx, "gradient of layer norm");
     ExpectEqual(dw2, dw, "of its weight");
     ExpectEqual(db2, db, "of its bias");
+  }
+}
+
+// The layer's residual: x += added, rounded, and the norm of that.
+TEST_P(KernelReferencesTest, NormsOfASum) {
+  const at::Tensor x = Random({7, 16}), added = Random({7, 16});
+  for (const NormKind kind : {NormKind::kRms, NormKind::kLayer}) {
+    NormWeight norm;
+    norm.kind = kind;
+    norm.value = Random({16});
+    if (kind == NormKind::kLayer) norm.bias = Random({16});
+    const at::Tensor sum = x.clone(), out = at::zeros_like(x), statistics = at::zeros({7, 2});
+    AddAndNormalise(norm, 1e-5, sum, added, out, statistics);
+    const at::Tensor sum2 = x.clone(), out2 = at::zeros_like(x), statistics2 = at::zeros({7, 2});
+    const auto view = [](const at::Tensor& all) { return kernels::norm::View{all.data_ptr(), all.stride(0), 0}; };
+    kernels::norm::ForwardReference({GetParam(),
+                                     kind == NormKind::kRms ? kernels::norm::Kind::kRms : kernels::norm::Kind::kLayer,
+                                     {7, 1, 16},
+                                     view(sum2),
+                                     view(added),
+                                     norm.value.data_ptr(),
+                                     norm.bias.defined() ? norm.bias.data_ptr() : nullptr,
+                                     1e-5f,
+                                     view(out2),
+                                     statistics2.data_ptr<float>(),
+                                     1});
+    EXPECT_TRUE(at::equal(sum2, sum));
+    ExpectEqual(out2, out, "norm of the sum");
+    ExpectEqual(statistics2, statistics, "its statistics");
   }
 }
 

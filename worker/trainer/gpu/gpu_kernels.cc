@@ -62,6 +62,7 @@ struct NormInputs {
   const at::Tensor& x;
   const at::Tensor& weight;
   const at::Tensor& statistics;
+  at::Tensor added{};  // to x first; undefined: nothing
 };
 
 void NormForward(const NormInputs& inputs, const at::Tensor& bias, double epsilon, const at::Tensor& out) {
@@ -70,6 +71,7 @@ void NormForward(const NormInputs& inputs, const at::Tensor& bias, double epsilo
   arguments.kind = inputs.kind;
   arguments.vectors = VectorsOf(inputs.x);
   arguments.x = ViewOf(inputs.x);
+  if (inputs.added.defined()) arguments.added = ViewOf(inputs.added);
   arguments.weight = Data(inputs.weight);
   arguments.bias = Data(bias);
   arguments.epsilon = static_cast<float>(epsilon);
@@ -125,6 +127,15 @@ void LayerNorm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& 
 void LayerNormBackward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& statistics,
                        const at::Tensor& out_gradient, const NormGradients& gradients) {
   NormBackward({norm::Kind::kLayer, x, weight, statistics}, out_gradient, gradients);
+}
+
+void AddNorm(const at::Tensor& x, const at::Tensor& added, const NormWeights& weights, const at::Tensor& out,
+             const at::Tensor& statistics) {
+  TORCH_CHECK(x.dim() == 2 && added.sizes() == x.sizes() && out.sizes() == x.sizes() &&
+                  added.scalar_type() == x.scalar_type() && out.scalar_type() == x.scalar_type(),
+              "a norm of ", x.sizes(), " and ", added.sizes(), " into ", out.sizes());
+  const norm::Kind kind = weights.bias.defined() ? norm::Kind::kLayer : norm::Kind::kRms;
+  NormForward({kind, x, weights.weight, statistics, added}, weights.bias, weights.epsilon, out);
 }
 
 void ApplyRotation(const at::Tensor& rows, const RotationTables& tables, bool inverse) {

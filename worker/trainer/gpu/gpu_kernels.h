@@ -30,6 +30,14 @@ void LayerNorm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& 
                const at::Tensor& out, const at::Tensor& statistics);
 void LayerNormBackward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& statistics,
                        const at::Tensor& out_gradient, const NormGradients& gradients);
+// x += added, then out = the norm of x: LayerNorm where there is a bias, else RMSNorm. x, added, out (N, d); statistics
+// as those norms write them, or undefined.
+struct NormWeights {
+  at::Tensor weight, bias;
+  double epsilon = 0;
+};
+void AddNorm(const at::Tensor& x, const at::Tensor& added, const NormWeights& weights, const at::Tensor& out,
+             const at::Tensor& statistics);
 
 struct RotationTables {
   at::Tensor cosine, sine;  // (T, R/2) fp32

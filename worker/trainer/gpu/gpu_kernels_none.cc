@@ -20,6 +20,9 @@ void LayerNormBackward(const at::Tensor&, const at::Tensor&, const at::Tensor&, 
                        const NormGradients&) {
   NoCuda();
 }
+void AddNorm(const at::Tensor&, const at::Tensor&, const NormWeights&, const at::Tensor&, const at::Tensor&) {
+  NoCuda();
+}
 void ApplyRotation(const at::Tensor&, const RotationTables&, bool) { NoCuda(); }
 void SiluProduct(const at::Tensor&, const at::Tensor&) { NoCuda(); }
 void SiluProductBackward(const at::Tensor&, const at::Tensor&, const at::Tensor&) { NoCuda(); }
