@@ -88,6 +88,17 @@ void AddLora(const StepShape& shape, int64_t tile, BufferList* list) {
   list->Add(Slot::kDroppedGradient, tile * inputs * shape.element_bytes, kLinearBackward);
 }
 
+void AddFp8(const StepShape& shape, int64_t tile, BufferList* list) {
+  if (!shape.fp8) return;
+  int64_t columns = 0;
+  for (const LinearUse& linear : LinearsOf(shape)) {
+    columns = std::max({columns, linear.shape->inputs, linear.shape->outputs});
+  }
+  const unsigned stages = kForward | kBackwardRecompute | kLinearBackward;
+  list->Add(Slot::kFp8Codes, tile * columns, stages);
+  list->Add(Slot::kFp8Scales, tile * kFp32Bytes, stages);
+}
+
 void AddMlp(const StepShape& shape, const MemoryPolicy& policy, int64_t tile, BufferList* list) {
   const int64_t e = shape.element_bytes;
   const unsigned both = kForwardMlp | kBackwardMlp;
@@ -209,6 +220,7 @@ std::vector<Buffer> BuffersOf(const StepShape& shape, const MemoryPolicy& policy
   AddMlp(shape, policy, tile, &list);
   AddLoss(shape, policy, &list);
   AddLora(shape, tile, &list);
+  AddFp8(shape, tile, &list);
   AddWeights(shape, &list);
   return list.Take();
 }
@@ -253,6 +265,8 @@ std::string_view NameOf(Slot slot) {
                                                 "lora B gradient",
                                                 "dropped",
                                                 "dropped gradient",
+                                                "8-bit codes",
+                                                "8-bit scales",
                                                 "weight product",
                                                 "loss hidden",
                                                 "loss normed",

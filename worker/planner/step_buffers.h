@@ -40,6 +40,7 @@ struct StepShape {
   bool has_head_norms = false;
   LinearShape query_key_value, output, mlp_in, mlp_out;
   bool dropout = false;         // of LoRA
+  bool fp8 = false;             // products with the linear layers' weights are in 8 bits
   bool trains_weights = false;  // the linear layers
   bool trains_norms = false;
   bool trains_biases = false;  // of the linear layers
@@ -108,6 +109,8 @@ enum class Slot : int {
   kLoraBGradient,       // (R, outputs)
   kDropped,             // (t, inputs) the input of A behind dropout
   kDroppedGradient,     // (t, inputs)
+  kFp8Codes,            // (t, inputs or outputs) bytes, what a product in 8 bits reads
+  kFp8Scales,           // (t) fp32
   kWeightProduct,       // dW of one tile, where the compute dtype is not fp32
   kLossHidden,          // (l, d) rows of scored tokens that do not follow each other; l rows of a tile of the loss
   kLossNormed,          // (l, d)

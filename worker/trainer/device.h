@@ -15,7 +15,8 @@ namespace longspan::trainer {
 // log which it is. SpecError when there is no GPU but one is asked for.
 at::Device ChooseDevice(const std::string& wanted);
 
-// With what the job leaves to the device filled in: the type in which it computes.
+// With what the job leaves to the device filled in: the type in which it computes. SpecError where it asks for what the
+// device cannot do: products in 8 bits.
 jobfile::JobSpec SpecOn(at::Device device, jobfile::JobSpec spec);
 
 // The built-in rates of it. A GPU that the planner does not know gets those of the slowest that it does.

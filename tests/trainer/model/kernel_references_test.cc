@@ -3,10 +3,13 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "kernels/adamw/adamw.h"
 #include "kernels/cross_entropy/cross_entropy.h"
 #include "kernels/dropout/dropout.h"
 #include "kernels/embedding_gradient/embedding_gradient.h"
+#include "kernels/fp8_rows/fp8_rows.h"
 #include "kernels/norm/norm.h"
 #include "kernels/rope/rope.h"
 #include "kernels/swiglu/swiglu.h"
@@ -231,6 +234,38 @@ TEST_P(KernelReferencesTest, DropoutHasTheSameMask) {
   kernels::dropout::ApplyReference(arguments);
   EXPECT_TRUE(at::equal(out2, out));
   EXPECT_GT(out.eq(0).sum().item<int64_t>(), 0);
+}
+
+TEST_P(KernelReferencesTest, RowsInEightBits) {
+  const at::Tensor x = Random({6, 40}) * at::pow(10.0, at::arange(6) - 3).unsqueeze(1).to(dtype());
+  const at::Tensor wide = at::zeros({6, 48}, dtype());
+  wide.narrow(1, 0, 40).copy_(x);
+  const at::Tensor codes = at::zeros({6, 44}, at::kByte), scales = at::zeros({6});
+  kernels::fp8_rows::QuantizeReference(
+      {GetParam(), 6, 40, wide.data_ptr(), 48, codes.data_ptr<uint8_t>(), 44, scales.data_ptr<float>()});
+  // LibTorch's own rounding.
+  const at::Tensor values = x.to(at::kFloat), expected = std::get<0>(values.abs().max(1)) / 448;
+  EXPECT_TRUE(at::equal(scales, expected));
+  const at::Tensor rounded = (values * expected.reciprocal().unsqueeze(1)).to(at::kFloat8_e4m3fn);
+  EXPECT_TRUE(at::equal(codes.narrow(1, 0, 40), rounded.view(at::kByte)));
+  EXPECT_TRUE(codes.narrow(1, 40, 4).eq(0).all().item<bool>()) << "between the rows";
+}
+
+TEST(Fp8Codes, EveryValueOfBfloat16RoundsAsLibTorchDoes) {
+  for (int32_t bits = 0; bits < 65536; ++bits) {
+    const at::BFloat16 value(static_cast<uint16_t>(bits), at::BFloat16::from_bits());
+    const auto number = static_cast<float>(value);
+    const uint8_t code = kernels::fp8_rows::ToE4m3(number);
+    if (std::abs(number) <= kernels::fp8_rows::kLargest) {
+      EXPECT_EQ(code, at::Float8_e4m3fn(number).x) << number;
+      EXPECT_EQ(kernels::fp8_rows::FromE4m3(code),
+                static_cast<float>(at::Float8_e4m3fn(code, at::Float8_e4m3fn::from_bits())));
+    } else if (std::isnan(number)) {
+      EXPECT_TRUE(std::isnan(kernels::fp8_rows::FromE4m3(code)));
+    } else {
+      EXPECT_EQ(kernels::fp8_rows::FromE4m3(code), number > 0 ? 448 : -448) << number;
+    }
+  }
 }
 
 TEST_P(KernelReferencesTest, AdamW) {

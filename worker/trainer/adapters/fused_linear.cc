@@ -15,6 +15,13 @@ at::Tensor Product(const at::Tensor& left, const at::Tensor& right, Slot slot, A
   return out;
 }
 
+Fp8Rows InEightBits(const at::Tensor& x, Arena& arena) {
+  const Fp8Rows rows{arena.Take(Slot::kFp8Codes, x.sizes(), at::kFloat8_e4m3fn),
+                     arena.Take(Slot::kFp8Scales, {x.size(0)}, at::kFloat)};
+  QuantizeRows(x, rows);
+  return rows;
+}
+
 }  // namespace
 
 void AddProduct(const at::Tensor& left, const at::Tensor& right, const at::Tensor& gradient, Arena& arena) {
@@ -32,6 +39,7 @@ bool FusedLinear::HasLora() const {
 int64_t FusedLinear::inputs() const {
   if (weight.defined()) return weight.size(1);
   if (gathered != nullptr) return gathered->inputs;
+  if (fp8) return fp8->inputs();
   return parts.front().quantized ? parts.front().quantized->inputs : parts.front().stored.size(1);
 }
 
@@ -85,6 +93,11 @@ FusedLinear::Pass FusedLinear::Begin(const PassOptions& options, Arena& arena) c
   if (with_lora && options.dropout != nullptr && options.dropout->active()) pass.dropout = options.dropout;
   pass.low_rank = with_lora && (pass.dropout != nullptr || dtype != at::kFloat || !options.fold);
   const bool folds = with_lora && !pass.low_rank;
+  if (fp8) {
+    TORCH_CHECK(dtype == at::kBFloat16, "8-bit products of ", dtype);
+    pass.fp8 = &*fp8;
+    return pass;
+  }
   if (gathered != nullptr) {
     pass.weight = Gathered(folds);
     return pass;
@@ -104,8 +117,13 @@ FusedLinear::Pass FusedLinear::Begin(const PassOptions& options, Arena& arena) c
 }
 
 void FusedLinear::Forward(const Pass& pass, const at::Tensor& x, int64_t first_row, const at::Tensor& y) const {
-  if (bias.defined()) at::Tensor(y).copy_(bias.expand_as(y));
-  MultiplyInto(x, pass.weight.t(), y, {.of_out = bias.defined() ? 1.0 : 0.0});
+  if (pass.fp8 != nullptr) {
+    MultiplyFp8(InEightBits(x, *pass.arena), pass.fp8->by_output, y);
+    if (bias.defined()) at::Tensor(y).add_(bias);
+  } else {
+    if (bias.defined()) at::Tensor(y).copy_(bias.expand_as(y));
+    MultiplyInto(x, pass.weight.t(), y, {.of_out = bias.defined() ? 1.0 : 0.0});
+  }
   if (!pass.low_rank) return;
   if (pass.dropout != nullptr) {
     ForwardWithDropout(pass, x, first_row, y);
@@ -116,7 +134,11 @@ void FusedLinear::Forward(const Pass& pass, const at::Tensor& x, int64_t first_r
 
 void FusedLinear::Backward(const Pass& pass, const at::Tensor& x, const at::Tensor& y_gradient, int64_t first_row,
                            const at::Tensor& x_gradient) const {
-  if (x_gradient.defined()) MultiplyInto(y_gradient, pass.weight, x_gradient);
+  if (x_gradient.defined() && pass.fp8 != nullptr) {
+    MultiplyFp8(InEightBits(y_gradient, *pass.arena), pass.fp8->by_input, x_gradient);
+  } else if (x_gradient.defined()) {
+    MultiplyInto(y_gradient, pass.weight, x_gradient);
+  }
   if (weight_gradient.defined()) AddProduct(y_gradient, x, weight_gradient, *pass.arena);
   if (bias_gradient.defined()) {
     AddColumnSums(y_gradient, bias_gradient, ColumnSumScratch(y_gradient.size(1), *pass.arena));

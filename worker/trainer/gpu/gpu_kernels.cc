@@ -8,6 +8,7 @@
 #include "kernels/cross_entropy/cross_entropy_cuda.h"
 #include "kernels/dropout/dropout_cuda.h"
 #include "kernels/embedding_gradient/embedding_gradient_cuda.h"
+#include "kernels/fp8_rows/fp8_rows_cuda.h"
 #include "kernels/nf4/nf4_cuda.h"
 #include "kernels/norm/norm_cuda.h"
 #include "kernels/rope/rope_cuda.h"
@@ -253,6 +254,13 @@ void DequantizeNf4(const at::Tensor& codes, const at::Tensor& scale_codes, const
                                   Floats(scale_maxima), mean, 0, out.numel(), Data(out)},
                                  Stream()),
         "dequantizing");
+}
+
+void QuantizeFp8Rows(const at::Tensor& x, const at::Tensor& codes, const at::Tensor& scales) {
+  Check(kernels::fp8_rows::Quantize({TypeOf(x), x.size(0), x.size(1), Data(x), x.stride(0),
+                                     static_cast<uint8_t*>(codes.data_ptr()), codes.stride(0), Floats(scales)},
+                                    Stream()),
+        "quantizing rows");
 }
 
 void StepAdamw(const std::vector<AdamwTensor>& tensors, const AdamwStep& step) {

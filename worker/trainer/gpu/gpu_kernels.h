@@ -70,6 +70,9 @@ void ApplyDropout(const DropoutMask& mask, const at::Tensor& x, const at::Tensor
 void DequantizeNf4(const at::Tensor& codes, const at::Tensor& scale_codes, const at::Tensor& scale_maxima, float mean,
                    const at::Tensor& out);
 
+// x (n, k); codes (n, k) float8_e4m3fn, contiguous; scales (n) fp32.
+void QuantizeFp8Rows(const at::Tensor& x, const at::Tensor& codes, const at::Tensor& scales);
+
 struct AdamwTensor {
   at::Tensor value, master, gradient, first_moment, second_moment;  // master is value where that is fp32
 };

@@ -33,6 +33,7 @@ void AddRows(const at::Tensor&, const at::Tensor&, const at::Tensor&) { NoCuda()
 double SumOfSquares(const std::vector<at::Tensor>&) { NoCuda(); }
 void ApplyDropout(const DropoutMask&, const at::Tensor&, const at::Tensor&) { NoCuda(); }
 void DequantizeNf4(const at::Tensor&, const at::Tensor&, const at::Tensor&, float, const at::Tensor&) { NoCuda(); }
+void QuantizeFp8Rows(const at::Tensor&, const at::Tensor&, const at::Tensor&) { NoCuda(); }
 void StepAdamw(const std::vector<AdamwTensor>&, const AdamwStep&) { NoCuda(); }
 
 }  // namespace longspan::trainer::gpu
