@@ -86,9 +86,9 @@ cudaError_t Quantize(const QuantizeArguments& arguments, cudaStream_t stream) {
   return WithDeviceType(arguments.type, [&](auto tag) {
     using T = decltype(tag);
     constexpr int kWide = kPack<T>;
-    const bool packed = arguments.columns % kWide == 0 &&
-                        IsPacked(static_cast<const T*>(arguments.x), arguments.x_stride) &&
-                        reinterpret_cast<uintptr_t>(arguments.codes) % kWide == 0 && arguments.codes_stride % kWide == 0;
+    const bool packed =
+        arguments.columns % kWide == 0 && IsPacked(static_cast<const T*>(arguments.x), arguments.x_stride) &&
+        reinterpret_cast<uintptr_t>(arguments.codes) % kWide == 0 && arguments.codes_stride % kWide == 0;
     const unsigned blocks = BlocksFor(arguments.rows, 1);
     if (packed) {
       QuantizeKernel<T, kWide><<<blocks, kThreads, 0, stream>>>(arguments);

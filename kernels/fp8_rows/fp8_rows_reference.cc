@@ -36,7 +36,8 @@ uint8_t ToE4m3(float value) {
   // The upper 12 bits of the fp32 value, rounded, with an exponent that counts from -7 instead of -127.
   uint32_t bits = std::bit_cast<uint32_t>(magnitude);
   bits += 0x7ffffu + ((bits >> 20) & 1u);
-  return static_cast<uint8_t>(sign | static_cast<uint8_t>(std::min<uint32_t>((bits >> 20) - (120u << 3), kLargestCode)));
+  return static_cast<uint8_t>(sign |
+                              static_cast<uint8_t>(std::min<uint32_t>((bits >> 20) - (120u << 3), kLargestCode)));
 }
 
 float FromE4m3(uint8_t code) {
@@ -54,8 +55,8 @@ void QuantizeReference(const QuantizeArguments& arguments) {
       const T* x = static_cast<const T*>(arguments.x) + row * arguments.x_stride;
       uint8_t* codes = arguments.codes + row * arguments.codes_stride;
       const float largest = LargestOf(x, arguments.columns);
-      const float scale = std::isfinite(largest) ? std::max(largest / kLargest, kScaleMin)
-                                                 : std::numeric_limits<float>::quiet_NaN();
+      const float scale =
+          std::isfinite(largest) ? std::max(largest / kLargest, kScaleMin) : std::numeric_limits<float>::quiet_NaN();
       const float inverse = 1.0f / scale;
       for (int64_t i = 0; i < arguments.columns; ++i) codes[i] = ToE4m3(static_cast<float>(x[i]) * inverse);
       arguments.scales[row] = scale;

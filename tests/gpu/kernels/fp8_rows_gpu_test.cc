@@ -19,8 +19,10 @@ struct Pair {
 
   QuantizeArguments On(bool device) {
     const auto data = [device](Twin& twin) { return device ? twin.device() : twin.host(); };
-    return {type,     rows, columns, data(x), x_stride, static_cast<uint8_t*>(data(codes)), codes_stride,
-            static_cast<float*>(data(scales))};
+    return {type,         rows,
+            columns,      data(x),
+            x_stride,     static_cast<uint8_t*>(data(codes)),
+            codes_stride, static_cast<float*>(data(scales))};
   }
   void Run() {
     QuantizeReference(On(false));
@@ -46,8 +48,13 @@ std::vector<char> HostBytes(Twin& twin, int64_t bytes) { return {twin.Host<char>
 // huge. Bit for bit, also between the rows, which nobody writes to.
 TEST(Fp8RowsGpu, CodesAndScalesAreTheReferences) {
   for (const ElementType type : kTypes) {
-    for (const auto& [rows, columns, padding] :
-         {std::array<int64_t, 3>{1, 1, 0}, {3, 7, 1}, {5, 64, 16}, {4, 4096, 0}, {2, 22017, 3}, {9000, 16, 0}, {0, 8, 0}}) {
+    for (const auto& [rows, columns, padding] : {std::array<int64_t, 3>{1, 1, 0},
+                                                 {3, 7, 1},
+                                                 {5, 64, 16},
+                                                 {4, 4096, 0},
+                                                 {2, 22017, 3},
+                                                 {9000, 16, 0},
+                                                 {0, 8, 0}}) {
       for (const float size : {1.0f, 1e-33f, 1e30f}) {
         Pair pair = PairOf(type, rows, columns, padding, size);
         pair.Run();

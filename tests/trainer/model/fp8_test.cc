@@ -200,7 +200,8 @@ TEST_F(Fp8ModelTest, AShortTrainingFollowsTheOneInBf16) {
     Batch batch;
     batch.input_ids = RandomIds(2, 1, shape_.vocab, step).expand({2, 96}).clone();
     for (int64_t token = 1; token < 96; ++token) {
-      batch.input_ids.select(1, token).copy_(batch.input_ids.select(1, token - 1).mul(5).add(3).remainder(shape_.vocab));
+      batch.input_ids.select(1, token).copy_(
+          batch.input_ids.select(1, token - 1).mul(5).add(3).remainder(shape_.vocab));
     }
     batch.labels = batch.input_ids;
     return batch;
@@ -317,8 +318,9 @@ TEST_F(Fp8ModelTest, WhatCannotBeIn8BitsIsRefused) {
   }
   shape_.intermediate = 88;
   WriteTinyModel(folder_.path(), shape_);
-  EXPECT_THAT(error_of(Options(Products::kFp8)),
-              ::testing::HasSubstr("mlp.gate_proj has 64 inputs and 88 outputs, and products in 8 bits want multiples of 16"));
+  EXPECT_THAT(
+      error_of(Options(Products::kFp8)),
+      ::testing::HasSubstr("mlp.gate_proj has 64 inputs and 88 outputs, and products in 8 bits want multiples of 16"));
 }
 
 }  // namespace

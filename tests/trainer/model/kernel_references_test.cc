@@ -4,17 +4,20 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <tuple>
 
 #include "kernels/adamw/adamw.h"
 #include "kernels/cross_entropy/cross_entropy.h"
 #include "kernels/dropout/dropout.h"
 #include "kernels/embedding_gradient/embedding_gradient.h"
 #include "kernels/fp8_rows/fp8_rows.h"
+#include "kernels/lora_products/lora_products.h"
 #include "kernels/norm/norm.h"
 #include "kernels/rope/rope.h"
 #include "kernels/swiglu/swiglu.h"
 #include "kernels/tensor_sums/tensor_sums.h"
 #include "worker/trainer/adapters/dropout.h"
+#include "worker/trainer/adapters/lora_products.h"
 #include "worker/trainer/model/layer_norm.h"
 #include "worker/trainer/model/norm.h"
 #include "worker/trainer/model/row_kernels.h"
@@ -234,6 +237,47 @@ TEST_P(KernelReferencesTest, DropoutHasTheSameMask) {
   kernels::dropout::ApplyReference(arguments);
   EXPECT_TRUE(at::equal(out2, out));
   EXPECT_GT(out.eq(0).sum().item<int64_t>(), 0);
+}
+
+// In bf16, as the kernels are, which round nothing before the gradients. Two parts of a fused layer.
+TEST(LoraProductReferences, AreTheProductsOfALayer) {
+  at::manual_seed(6);
+  const auto random = [](at::IntArrayRef sizes) { return at::randn(sizes).to(at::kBFloat16); };
+  const auto near = [](const at::Tensor& actual, const at::Tensor& expected, const char* what) {
+    const double difference = (actual.to(at::kDouble) - expected.to(at::kDouble)).abs().max().item<double>();
+    EXPECT_LE(difference, expected.to(at::kDouble).abs().max().item<double>() / 64) << what;
+  };
+  Arena arena;
+  const at::Tensor wide = random({9, 30}), x = wide.narrow(1, 2, 20), factor = random({5, 20});
+  const at::Tensor projected = ProjectRows(x, factor.t(), Slot::kLoraInner, arena).clone();
+  const at::Tensor by_columns = ProjectRows(x, factor.t().contiguous(), Slot::kLoraInner, arena).clone();
+  const at::Tensor out = at::zeros({9, 7}, at::kBFloat16);
+  for (const auto& [rank_stride, feature_stride, data] :
+       {std::tuple<int64_t, int64_t, at::Tensor>{20, 1, factor}, {1, 5, factor.t().contiguous()}}) {
+    kernels::lora_products::ProjectReference(
+        {9, 20, 5, x.data_ptr(), x.stride(0), data.data_ptr(), rank_stride, feature_stride, out.data_ptr(), 7});
+    near(out.narrow(1, 0, 5), projected, "x times A");
+    near(out.narrow(1, 0, 5), by_columns, "dy times B");
+  }
+  EXPECT_TRUE(out.narrow(1, 5, 2).eq(0).all().item<bool>()) << "between the rows";
+
+  const at::Tensor left = random({9, 5}), first = at::randn({2, 8}), second = at::randn({12, 3});
+  const at::Tensor first2 = first.clone(), second2 = second.clone(), sums = at::zeros({2, 5, 20});
+  AddOuterProducts(left, x, {{0, 0, 1, first}, {2, 8, 0.5, second.t()}}, Slot::kLoraBGradient, arena);
+  // A block of the result each, as the kernels take them.
+  const auto add = [&](int64_t rank, int64_t ranks, int64_t column, int64_t columns, float scale, float* gradient,
+                       int64_t rank_stride, int64_t column_stride) {
+    kernels::lora_products::OuterReference({9, ranks, columns, left.narrow(1, rank, ranks).data_ptr(), 5,
+                                            x.narrow(1, column, columns).data_ptr(), x.stride(0), 2,
+                                            sums.data_ptr<float>()});
+    kernels::lora_products::AddOuterReference(
+        {ranks, columns, 2, sums.data_ptr<float>(), 0, ranks, scale, gradient, rank_stride, column_stride});
+  };
+  add(0, 2, 0, 8, 1, first2.data_ptr<float>(), 8, 1);
+  add(2, 3, 8, 12, 0.5f, second2.data_ptr<float>(), 1, 3);
+  near(first2, first, "gradient of A");
+  near(second2, second, "gradient of B, transposed and scaled");
+  EXPECT_FALSE(at::equal(second2, second)) << "GEMMs round to bf16 before";
 }
 
 TEST_P(KernelReferencesTest, RowsInEightBits) {

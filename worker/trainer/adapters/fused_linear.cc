@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "worker/trainer/adapters/lora_products.h"
 #include "worker/trainer/model/matrix_product.h"
 #include "worker/trainer/model/row_sums.h"
 
@@ -128,7 +129,7 @@ void FusedLinear::Forward(const Pass& pass, const at::Tensor& x, int64_t first_r
   if (pass.dropout != nullptr) {
     ForwardWithDropout(pass, x, first_row, y);
   } else {
-    MultiplyInto(Product(x, stacked_a_.t(), Slot::kLoraInner, *pass.arena), blocks_b_.t(), y, {.of_out = 1});
+    MultiplyInto(ProjectRows(x, stacked_a_.t(), Slot::kLoraInner, *pass.arena), blocks_b_.t(), y, {.of_out = 1});
   }
 }
 
@@ -149,28 +150,25 @@ void FusedLinear::Backward(const Pass& pass, const at::Tensor& x, const at::Tens
     return;
   }
   // (n, R), of x Aᵀ
-  const at::Tensor inner_gradient = Product(y_gradient, blocks_b_, Slot::kLoraInnerGradient, *pass.arena);
+  const at::Tensor inner_gradient = ProjectRows(y_gradient, blocks_b_, Slot::kLoraInnerGradient, *pass.arena);
   if (pass.low_rank && x_gradient.defined()) MultiplyInto(inner_gradient, stacked_a_, x_gradient, {.of_out = 1});
   AddLoraGradients(pass, x, y_gradient, inner_gradient);
 }
 
-// Both products have R rows: that way round a GEMM with few rows is several times faster than one with few columns.
 void FusedLinear::AddLoraGradients(const Pass& pass, const at::Tensor& x, const at::Tensor& y_gradient,
                                    const at::Tensor& inner_gradient) const {
   Arena& arena = *pass.arena;
-  const at::Tensor inner = Product(x, stacked_a_.t(), Slot::kLoraInner, arena);               // (n, R)
-  const at::Tensor a_gradient = Product(inner_gradient.t(), x, Slot::kLoraAGradient, arena);  // (R, in)
-  // (R, out), transposed, without scale
-  const at::Tensor b_gradient = Product(inner.t(), y_gradient, Slot::kLoraBGradient, arena);
+  std::vector<OuterGradient> of_a, of_b;  // of b transposed, without scale
   int64_t first_rank = 0;
   for (const LinearPart& part : parts) {
     if (!part.lora) continue;
-    const int64_t rank = part.lora->a.size(0);
-    AddScaled(a_gradient.narrow(0, first_rank, rank), 1, part.lora->a_gradient);
-    AddScaled(b_gradient.narrow(0, first_rank, rank).narrow(1, part.first_output, part.outputs).t(), part.lora->scale,
-              part.lora->b_gradient);
-    first_rank += rank;
+    of_a.push_back({first_rank, 0, 1, part.lora->a_gradient});
+    of_b.push_back({first_rank, part.first_output, part.lora->scale, part.lora->b_gradient.t()});
+    first_rank += part.lora->a.size(0);
   }
+  const at::Tensor inner = ProjectRows(x, stacked_a_.t(), Slot::kLoraInner, arena);  // (n, R)
+  AddOuterProducts(inner_gradient, x, of_a, Slot::kLoraAGradient, arena);
+  AddOuterProducts(inner, y_gradient, of_b, Slot::kLoraBGradient, arena);
 }
 
 // Every module has its own mask, so nothing is shared between the parts.
@@ -180,7 +178,7 @@ void FusedLinear::ForwardWithDropout(const Pass& pass, const at::Tensor& x, int6
   for (const LinearPart& part : parts) {
     if (!part.lora) continue;
     ApplyDropout(*pass.dropout, {pass.layer, part.module_index, first_row}, x, kept);
-    MultiplyInto(Product(kept, part.lora->a.t(), Slot::kLoraInner, *pass.arena), part.lora->b.t(),
+    MultiplyInto(ProjectRows(kept, part.lora->a.t(), Slot::kLoraInner, *pass.arena), part.lora->b.t(),
                  y.narrow(1, part.first_output, part.outputs), {.of_out = 1, .of_product = part.lora->scale});
   }
 }
@@ -193,13 +191,13 @@ void FusedLinear::BackwardWithDropout(const Pass& pass, const at::Tensor& x, con
     if (!part.lora) continue;
     const DropoutSite site{pass.layer, part.module_index, first_row};
     const at::Tensor part_gradient = y_gradient.narrow(1, part.first_output, part.outputs);
-    at::Tensor inner_gradient = Product(part_gradient, part.lora->b, Slot::kLoraInnerGradient, arena);
+    at::Tensor inner_gradient = ProjectRows(part_gradient, part.lora->b, Slot::kLoraInnerGradient, arena);
     inner_gradient.mul_(part.lora->scale);
     ApplyDropout(*pass.dropout, site, x, kept);
-    AddScaled(Product(inner_gradient.t(), kept, Slot::kLoraAGradient, arena), 1, part.lora->a_gradient);
-    const at::Tensor inner = Product(kept, part.lora->a.t(), Slot::kLoraInner, arena);
-    AddScaled(Product(inner.t(), part_gradient, Slot::kLoraBGradient, arena).t(), part.lora->scale,
-              part.lora->b_gradient);
+    AddOuterProducts(inner_gradient, kept, {{0, 0, 1, part.lora->a_gradient}}, Slot::kLoraAGradient, arena);
+    const at::Tensor inner = ProjectRows(kept, part.lora->a.t(), Slot::kLoraInner, arena);
+    AddOuterProducts(inner, part_gradient, {{0, 0, part.lora->scale, part.lora->b_gradient.t()}}, Slot::kLoraBGradient,
+                     arena);
     if (!x_gradient.defined()) continue;
     const at::Tensor masked = Product(inner_gradient, part.lora->a, Slot::kDroppedGradient, arena);
     ApplyDropout(*pass.dropout, site, masked, masked);

@@ -8,6 +8,7 @@
 //  - in fp32 without dropout, W + s B A is built once per pass in a buffer of the arena (rank/rows of the cost of the
 //    product) and the skinny products disappear from forward and dX. In bf16 that would round the update away, so
 //    there they stay;
+//  - on a GPU those that sum into a few ranks are kernels of ours (lora_products.h);
 //  - for the gradients, the A of all parts are stacked and their B are the blocks of one block-diagonal matrix.
 // Gradients are fp32 and added to. No dW for a frozen weight.
 //

@@ -9,6 +9,7 @@
 #include "kernels/dropout/dropout_cuda.h"
 #include "kernels/embedding_gradient/embedding_gradient_cuda.h"
 #include "kernels/fp8_rows/fp8_rows_cuda.h"
+#include "kernels/lora_products/lora_products_cuda.h"
 #include "kernels/nf4/nf4_cuda.h"
 #include "kernels/norm/norm_cuda.h"
 #include "kernels/rope/rope_cuda.h"
@@ -20,6 +21,7 @@ namespace {
 
 using kernels::ElementType;
 namespace norm = kernels::norm;
+namespace lora = kernels::lora_products;
 
 // Partial sums over rows: a few blocks for each multiprocessor of the largest GPUs.
 constexpr int64_t kParts = 528;
@@ -254,6 +256,41 @@ void DequantizeNf4(const at::Tensor& codes, const at::Tensor& scale_codes, const
                                   Floats(scale_maxima), mean, 0, out.numel(), Data(out)},
                                  Stream()),
         "dequantizing");
+}
+
+void ProjectRows(const at::Tensor& x, const at::Tensor& factor, const at::Tensor& out, const at::Tensor& sums) {
+  TORCH_CHECK(TypeOf(x) == ElementType::kBfloat16 && TypeOf(factor) == ElementType::kBfloat16 && x.stride(1) == 1 &&
+                  out.stride(1) == 1 && sums.is_contiguous(),
+              "LoRA's kernels want rows of bf16");
+  lora::ProjectArguments arguments{x.size(0), x.size(1), factor.size(1)};
+  arguments.x = Data(x);
+  arguments.x_stride = x.stride(0);
+  arguments.factor = Data(factor);
+  arguments.factor_rank_stride = factor.stride(1);
+  arguments.factor_feature_stride = factor.stride(0);
+  arguments.out = Data(out);
+  arguments.out_stride = out.stride(0);
+  arguments.parts = sums.size(0);
+  arguments.sums = Floats(sums);
+  Check(lora::Project(arguments, Stream()), "a product with a factor of LoRA");
+}
+
+void OuterSums(const at::Tensor& left, const at::Tensor& right, const at::Tensor& sums) {
+  TORCH_CHECK(TypeOf(left) == ElementType::kBfloat16 && TypeOf(right) == ElementType::kBfloat16 &&
+                  left.stride(1) == 1 && right.stride(1) == 1 && sums.is_contiguous(),
+              "LoRA's kernels want rows of bf16");
+  Check(lora::Outer({right.size(0), left.size(1), right.size(1), Data(left), left.stride(0), Data(right),
+                     right.stride(0), sums.size(0), Floats(sums)},
+                    Stream()),
+        "a gradient of LoRA");
+}
+
+void AddOuterSums(const at::Tensor& sums, int64_t first_rank, double scale, const at::Tensor& gradient) {
+  TORCH_CHECK(gradient.size(1) == sums.size(2), "sums of ", sums.sizes(), " for a gradient of ", gradient.sizes());
+  Check(lora::AddOuter({sums.size(1), sums.size(2), sums.size(0), Floats(sums), first_rank, gradient.size(0),
+                        static_cast<float>(scale), Floats(gradient), gradient.stride(0), gradient.stride(1)},
+                       Stream()),
+        "adding to a gradient of LoRA");
 }
 
 void QuantizeFp8Rows(const at::Tensor& x, const at::Tensor& codes, const at::Tensor& scales) {

@@ -70,6 +70,14 @@ void ApplyDropout(const DropoutMask& mask, const at::Tensor& x, const at::Tensor
 void DequantizeNf4(const at::Tensor& codes, const at::Tensor& scale_codes, const at::Tensor& scale_maxima, float mean,
                    const at::Tensor& out);
 
+// LoRA's products that sum into a few ranks, bf16 (kernels/lora_products); sums (parts, ...) fp32, contiguous.
+// out (n, r) = x (n, k) · factor (k, r), of which one stride is 1. sums (parts, n, r).
+void ProjectRows(const at::Tensor& x, const at::Tensor& factor, const at::Tensor& out, const at::Tensor& sums);
+// sums (parts, r, c): of leftᵀ (r, n) · right (n, c).
+void OuterSums(const at::Tensor& left, const at::Tensor& right, const at::Tensor& sums);
+// gradient (ranks, c) fp32, any strides, += scale · the sum of the parts, of the ranks from first_rank on.
+void AddOuterSums(const at::Tensor& sums, int64_t first_rank, double scale, const at::Tensor& gradient);
+
 // x (n, k); codes (n, k) float8_e4m3fn, contiguous; scales (n) fp32.
 void QuantizeFp8Rows(const at::Tensor& x, const at::Tensor& codes, const at::Tensor& scales);
 

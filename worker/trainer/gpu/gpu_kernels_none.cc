@@ -33,6 +33,9 @@ void AddRows(const at::Tensor&, const at::Tensor&, const at::Tensor&) { NoCuda()
 double SumOfSquares(const std::vector<at::Tensor>&) { NoCuda(); }
 void ApplyDropout(const DropoutMask&, const at::Tensor&, const at::Tensor&) { NoCuda(); }
 void DequantizeNf4(const at::Tensor&, const at::Tensor&, const at::Tensor&, float, const at::Tensor&) { NoCuda(); }
+void ProjectRows(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&) { NoCuda(); }
+void OuterSums(const at::Tensor&, const at::Tensor&, const at::Tensor&) { NoCuda(); }
+void AddOuterSums(const at::Tensor&, int64_t, double, const at::Tensor&) { NoCuda(); }
 void QuantizeFp8Rows(const at::Tensor&, const at::Tensor&, const at::Tensor&) { NoCuda(); }
 void StepAdamw(const std::vector<AdamwTensor>&, const AdamwStep&) { NoCuda(); }
 

@@ -49,8 +49,7 @@ void QuantizeRows(const at::Tensor& x, const Fp8Rows& to) {
     return;
   }
   TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16, "8-bit rows of ", x.scalar_type());
-  const auto type =
-      x.scalar_type() == at::kFloat ? kernels::ElementType::kFloat32 : kernels::ElementType::kBfloat16;
+  const auto type = x.scalar_type() == at::kFloat ? kernels::ElementType::kFloat32 : kernels::ElementType::kBfloat16;
   const auto* from = static_cast<const char*>(x.const_data_ptr());
   auto* codes = static_cast<uint8_t*>(to.codes.data_ptr());
   auto* scales = to.scales.data_ptr<float>();
