@@ -42,6 +42,8 @@ void AddAdamw(Bench& bench);
 void AddCrossEntropy(Bench& bench);
 void AddDropout(Bench& bench);
 void AddEmbeddingGradient(Bench& bench);
+void AddFp8Rows(Bench& bench);
+void AddLoraProducts(Bench& bench);
 void AddNf4(Bench& bench);
 void AddNorm(Bench& bench);
 void AddRope(Bench& bench);

@@ -53,8 +53,8 @@ int Run(bool as_json) {
   cudaDeviceProp device{};
   Check(cudaGetDeviceProperties(&device, 0), "the device's properties");
   Bench bench;
-  for (const auto add : {AddAdamw, AddCrossEntropy, AddDropout, AddEmbeddingGradient, AddNf4, AddNorm, AddRope,
-                         AddSwiglu, AddTensorSums}) {
+  for (const auto add : {AddAdamw, AddCrossEntropy, AddDropout, AddEmbeddingGradient, AddFp8Rows, AddLoraProducts,
+                         AddNf4, AddNorm, AddRope, AddSwiglu, AddTensorSums}) {
     add(bench);
   }
   cudaStream_t stream = nullptr;

@@ -447,8 +447,14 @@ void AddTrainingRows(std::vector<Field>& rows) {
           .Build());
   rows.push_back(Row("training.seed", "Seed of everything random.", AT(training.seed)).In({0, kInfinity}).Build());
   rows.push_back(Row("training.dtype", "Type in which forward and backward compute.", AT(training.dtype))
-                     .Absent("bf16 on a GPU, fp32 on a CPU")
+                     .Absent("bf16 on a GPU and with fp8, fp32 on a CPU")
                      .Build());
+  rows.push_back(
+      Row("training.fp8",
+          "Multiply with the frozen linear weights in 8 bits (e4m3), which GPUs of compute capability 8.9 and "
+          "above do faster than in bf16; of lora and longlora.",
+          AT(training.fp8))
+          .Build());
 }
 
 // What training keeps in memory.

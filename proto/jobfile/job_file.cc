@@ -309,6 +309,31 @@ void CheckShardedWeights(const JobSpec& spec, std::vector<Mistake>& mistakes) {
   }
 }
 
+// Products in 8 bits are with weights that are frozen, whole and not in 4 bits already, and give bf16.
+void CheckFp8(const JobSpec& spec, std::vector<Mistake>& mistakes) {
+  if (!spec.training.fp8) return;
+  const auto refuse = [&mistakes](const std::string& why) { mistakes.push_back({"training.fp8", 0, why}); };
+  switch (spec.method.kind) {
+    case MethodKind::kFull:
+      refuse("does not go with method full, which trains the weights; choose longlora or lora");
+      break;
+    case MethodKind::kQlora:
+    case MethodKind::kQlongLora:
+      refuse(fmt::format("does not go with method {}, whose weights are in 4 bits; choose {}, or leave it out",
+                         NameOf(spec.method.kind), spec.method.kind == MethodKind::kQlora ? "lora" : "longlora"));
+      break;
+    case MethodKind::kLora:
+    case MethodKind::kLongLora:
+      break;
+  }
+  if (spec.training.dtype == TrainingDtype::kFp32) {
+    refuse("does not go with training.dtype fp32: what such products give is bf16; leave dtype out");
+  }
+  if (spec.resources.shard_weights) {
+    refuse("does not go with resources.shard_weights, whose weights travel between the ranks in bf16; leave one out");
+  }
+}
+
 }  // namespace
 
 std::string ToString(const Mistake& mistake) {
@@ -376,6 +401,7 @@ std::vector<Mistake> Validate(const JobSpec& spec, Purpose purpose) {
   if (purpose == Purpose::kTrain && spec.kind == JobKind::kExtend) CheckGlobalBatch(spec, mistakes);
   if (purpose == Purpose::kTrain) CheckSequenceParallel(spec, mistakes);
   if (purpose == Purpose::kTrain) CheckShardedWeights(spec, mistakes);
+  CheckFp8(spec, mistakes);
   CheckRope(spec, mistakes);
   if (purpose == Purpose::kTrain) CheckMaxTokens(spec, mistakes);
   if (purpose == Purpose::kTrain) CheckPromptTemplate(spec.evaluation, mistakes);

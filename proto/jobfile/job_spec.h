@@ -95,7 +95,8 @@ struct TrainingSection {
   double weight_decay = 0.0;
   double clip_norm = 1.0;  // global L2 norm; 0: no clipping
   int64_t seed = 0;
-  std::optional<TrainingDtype> dtype;  // absent: bf16 on a GPU, fp32 on a CPU
+  std::optional<TrainingDtype> dtype;  // absent: bf16 on a GPU and with fp8, fp32 on a CPU
+  bool fp8 = false;                    // products with frozen weights in 8 bits (e4m3); of lora and longlora
 };
 
 // What training keeps in memory, and how much of that there is. What is absent the planner decides: the fastest that

@@ -4,14 +4,18 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <map>
 
 #include "tests/trainer/tiny_llama.h"
 #include "worker/planner/rank_memory.h"
+#include "worker/trainer/device.h"
+#include "worker/trainer/errors.h"
 #include "worker/trainer/gpu/gpu_device.h"
 #include "worker/trainer/memory/counting_allocator.h"
 #include "worker/trainer/memory_plan.h"
 #include "worker/trainer/optim/adamw.h"
+#include "worker/trainer/quantized/fp8_weight.h"
 #include "worker/trainer/trained_tensors.h"
 
 namespace longspan::trainer {
@@ -25,7 +29,8 @@ using Gradients = std::map<std::string, at::Tensor>;
 const nlohmann::json kFamilies[] = {{{"head_dim", 16}},
                                     {{"head_dim", 16}, {"architectures", {"Qwen3ForCausalLM"}}},
                                     {{"head_dim", 16}, {"attention_bias", true}, {"mlp_bias", true}},
-                                    {{"architectures", {"GPTNeoXForCausalLM"}},
+                                    {{"head_dim", 16},
+                                     {"architectures", {"GPTNeoXForCausalLM"}},
                                      {"hidden_act", "gelu"},
                                      {"use_parallel_residual", true},
                                      {"rotary_pct", 0.5}}};
@@ -135,6 +140,55 @@ TEST_F(ModelGpuTest, PackedDocumentsAreAsNearToFp32AsTheCpusAre) {
       EXPECT_LT(RelativeError(fp32.at(name), value), 1e-4) << name << " of " << family.dump();
       EXPECT_LE(RelativeError(bf16.at(name), value), 2 * RelativeError(on_cpu.at(name), value) + 1e-3)
           << name << " of " << family.dump();
+    }
+  }
+}
+
+// The CPU imitates products in 8 bits in fp32: at most twice as far from fp32 as that is.
+TEST_F(ModelGpuTest, Fp8IsAsNearToFp32AsTheCpusIs) {
+  for (const nlohmann::json& family : kFamilies) {
+    shape_.intermediate = 96;
+    UseFamily(family);
+    const auto options = [&](at::Device device, bool fp8) {
+      ModelOptions found = Options(device, fp8 ? TrainingDtype::kBf16 : TrainingDtype::kFp32, MethodKind::kLongLora);
+      found.spec.training.fp8 = fp8;
+      found.spec = SpecOn(device, found.spec);
+      return found;
+    };
+    if (gpu::Describe().compute_capability < 89) {
+      EXPECT_THROW(options(at::kCUDA, true), SpecError);
+      continue;
+    }
+    const Gradients exact = Run(options(at::kCPU, false));
+    const Gradients on_cpu = Run(options(at::kCPU, true)), on_gpu = Run(options(at::kCUDA, true));
+    for (const auto& [name, value] : exact) {
+      EXPECT_LE(RelativeError(on_gpu.at(name), value), 2 * RelativeError(on_cpu.at(name), value) + 1e-3)
+          << name << " of " << family.dump();
+    }
+  }
+}
+
+// Every size that _scaled_mm meets: one row, odd numbers of them, wide and tall weights.
+TEST_F(ModelGpuTest, ProductsInEightBitsAreTheCpus) {
+  if (gpu::Describe().compute_capability < 89) return;  // refused, as the test above shows
+  for (const int64_t rows : {1, 7, 48, 1000}) {
+    for (const auto& [outputs, inputs] : {std::array<int64_t, 2>{16, 16}, {192, 64}, {64, 192}, {4096, 1024}}) {
+      const Fp8Weight weight = QuantizeFp8(at::randn({outputs, inputs}).to(at::kBFloat16), "w");
+      const auto product = [&](at::Device device, const at::Tensor& x, const Fp8Rows& right) {
+        const auto on = [device](const at::Tensor& tensor) { return tensor.to(device); };
+        const Fp8Rows left{at::empty(x.sizes(), at::TensorOptions(device).dtype(at::kFloat8_e4m3fn)),
+                           at::empty({x.size(0)}, at::TensorOptions(device).dtype(at::kFloat))};
+        QuantizeRows(on(x), left);
+        const at::Tensor out =
+            at::empty({x.size(0), right.codes.size(0)}, at::TensorOptions(device).dtype(at::kBFloat16));
+        MultiplyFp8(left, {on(right.codes), on(right.scales)}, out);
+        return out.to(at::kCPU, at::kFloat);
+      };
+      for (const Fp8Rows* right : {&weight.by_output, &weight.by_input}) {
+        const at::Tensor x = at::randn({rows, right->codes.size(1)}).to(at::kBFloat16);
+        EXPECT_LT(RelativeError(product(at::kCUDA, x, *right), product(at::kCPU, x, *right)), 1.0 / 128)
+            << rows << " rows, " << outputs << " x " << inputs;
+      }
     }
   }
 }

@@ -138,6 +138,25 @@ TEST(JobFile, SharedWeightsGoWithWhatLeavesThemAloneAndWritesNoTexts) {
   }
 }
 
+TEST(JobFile, ProductsInEightBitsGoWithFrozenWholeWeightsInBf16) {
+  const auto fp8_with = [](const std::string& pointer, const json& value) {
+    json document = json::parse(kSmallest);
+    document["training"]["fp8"] = true;
+    document[json::json_pointer(pointer)] = value;
+    return Texts(ParseText(document.dump()).mistakes);
+  };
+  EXPECT_THAT(fp8_with("/method/kind", "lora"), IsEmpty());
+  EXPECT_THAT(fp8_with("/training/dtype", "bf16"), IsEmpty());
+  EXPECT_THAT(
+      fp8_with("/method/kind", "full"),
+      ElementsAre("line 1: training.fp8: does not go with method full, which trains the weights; choose longlora "
+                  "or lora"));
+  EXPECT_THAT(fp8_with("/method/kind", "qlora"), ElementsAre(HasSubstr("choose lora, or leave it out")));
+  EXPECT_THAT(fp8_with("/method/kind", "qlonglora"), ElementsAre(HasSubstr("choose longlora, or leave it out")));
+  EXPECT_THAT(fp8_with("/training/dtype", "fp32"), ElementsAre(HasSubstr("leave dtype out")));
+  EXPECT_THAT(fp8_with("/resources/shard_weights", true), ElementsAre(HasSubstr("in bf16; leave one out")));
+}
+
 TEST(JobFile, TypesAreStrict) {
   EXPECT_THAT(MistakesWith("/training/steps", 1.5), ElementsAre("training.steps: is 1.5; must be a whole number"));
   EXPECT_THAT(MistakesWith("/training/steps", "7"), ElementsAre("training.steps: is \"7\"; must be a whole number"));

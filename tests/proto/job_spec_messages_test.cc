@@ -76,7 +76,7 @@ constexpr char kEverything[] =
     "train_embeddings": true, "train_head": false},
   "rope": {"kind": "llama3", "factor": 4.0, "original_length": 256, "low_freq_factor": 2.0, "high_freq_factor": 3.0},
   "training": {"steps": 5, "global_batch": 8, "micro_batch": 2, "learning_rate": 1e-4, "schedule": "cosine", "warmup_steps": 0, "beta1": 0.5,
-    "beta2": 0.6, "epsilon": 1e-6, "weight_decay": 0.1, "clip_norm": 0.0, "seed": 9, "dtype": "bf16"},
+    "beta2": 0.6, "epsilon": 1e-6, "weight_decay": 0.1, "clip_norm": 0.0, "seed": 9, "dtype": "bf16", "fp8": false},
   "memory": {"keep": "query_key_value", "checkpoint_every": 2, "host_layers": 3, "tile_tokens": 256, "loss_tile_tokens": 128, "tile_heads": 2,
     "device_bytes": 85899345920, "host_bytes": 0},
   "evaluation": {"every_steps": 2, "lengths": [256, 512], "protocol": "paper", "max_tokens": 4096, "template": "chatml",

@@ -147,6 +147,20 @@ void FillSwitches(const jobfile::MethodSection& method, bool norms_and_embedding
   }
 }
 
+// Products in 8 bits want sizes in multiples of this many bytes.
+constexpr int64_t kFp8Multiple = 16;
+
+void CheckFp8Sizes(const AdaptableModel& model) {
+  for (size_t i = 0; i < model.linear_sizes.size(); ++i) {
+    const auto [outputs, inputs] = model.linear_sizes[i];
+    if (outputs % kFp8Multiple == 0 && inputs % kFp8Multiple == 0) continue;
+    throw SpecError(
+        fmt::format("training.fp8: {} has {} inputs and {} outputs, and products in 8 bits want multiples of {}; leave "
+                    "it out for this model",
+                    model.linear_names[i], inputs, outputs, kFp8Multiple));
+  }
+}
+
 }  // namespace
 
 bool AdapterPlan::Targets(const std::string& module) const { return has_lora && Holds(targets, module); }
@@ -174,6 +188,11 @@ AdapterPlan ResolveAdapterPlan(const jobfile::JobSpec& spec, const AdaptableMode
       break;
   }
   plan.quantized = IsQuantized(method.kind);
+  plan.fp8 = spec.training.fp8;
+  if (plan.fp8 && (plan.trains_base || plan.quantized)) {
+    throw SpecError("training.fp8: goes with methods lora and longlora, whose base is frozen and not in 4 bits");
+  }
+  if (plan.fp8) CheckFp8Sizes(model);
   FillSwitches(method, norms_and_embedding, model.tied_embeddings, &plan);
   if (plan.trains_base) return plan;
   plan.has_lora = true;

@@ -5,6 +5,7 @@
 // with it or asks for what the model does not have.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -24,6 +25,7 @@ struct AdapterPlan {
   bool has_lora = false;          // every method but full
   bool trains_base = false;       // full: the linear layers
   bool quantized = false;         // qlora and qlonglora: the base's linear layers in 4 bits
+  bool fp8 = false;               // training.fp8: products with the base's linear layers in 8 bits
   bool trains_embedding = false;  // with tied embeddings the head is the same tensor
   bool trains_norms = false;
   bool trains_head = false;  // equal to trains_embedding where the embeddings are tied
@@ -44,8 +46,9 @@ struct AdapterPlan {
 
 // What a plan needs to know of a model.
 struct AdaptableModel {
-  std::vector<std::string> linear_names;     // whole names of what can carry LoRA, in the order of the model
-  std::vector<std::string> default_targets;  // last names
+  std::vector<std::string> linear_names;             // whole names of what can carry LoRA, in the order of the model
+  std::vector<std::array<int64_t, 2>> linear_sizes;  // outputs and inputs of each; training.fp8 reads them
+  std::vector<std::string> default_targets;          // last names
   bool tied_embeddings = false;
 };
 

@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <array>
+#include <map>
+
 namespace longspan::trainer {
 
 std::string EmbeddingName(const ModelConfig& config) { return config.family->embedding + ".weight"; }
@@ -59,6 +62,11 @@ AdaptableModel AdaptableModelOf(const ModelConfig& config) {
       model.linear_names.push_back(NameInLayer(config, static_cast<size_t>(layer), module));
     }
   }
+  std::map<std::string, std::array<int64_t, 2>> sizes;
+  for (const TensorShape& tensor : BaseTensorShapes(config)) {
+    if (tensor.shape.size() == 2) sizes[tensor.name] = {tensor.shape[0], tensor.shape[1]};
+  }
+  for (const std::string& name : model.linear_names) model.linear_sizes.push_back(sizes.at(name + ".weight"));
   return model;
 }
 

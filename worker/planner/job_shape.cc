@@ -27,7 +27,8 @@ int64_t LargestRanks(const trainer::ModelConfig& config, const trainer::AdapterP
 }  // namespace
 
 jobfile::TrainingDtype ComputeDtype(const jobfile::JobSpec& spec) {
-  return spec.training.dtype.value_or(jobfile::TrainingDtype::kFp32);  // the default of a CPU
+  if (spec.training.dtype) return *spec.training.dtype;
+  return spec.training.fp8 ? jobfile::TrainingDtype::kBf16 : jobfile::TrainingDtype::kFp32;  // the default of a CPU
 }
 
 int64_t BytesOf(jobfile::TrainingDtype dtype) { return dtype == jobfile::TrainingDtype::kBf16 ? 2 : 4; }
@@ -49,6 +50,7 @@ StepShape StepShapeOf(const jobfile::JobSpec& spec, const trainer::ModelConfig& 
   shape.parallel_residual = config.parallel_residual;
   shape.has_head_norms = family.has_head_norms();
   shape.dropout = plan.has_lora && plan.dropout > 0;
+  shape.fp8 = plan.fp8;
   shape.trains_weights = plan.trains_base;
   shape.trains_norms = plan.trains_norms;
   shape.trains_biases =

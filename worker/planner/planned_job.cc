@@ -35,7 +35,9 @@ StepShape PlannedJob::Shape() const {
 PlannedJob PlannedJobOf(const jobfile::JobSpec& spec, const trainer::ModelConfig& config,
                         const trainer::AdapterPlan& adapter, const DeviceProfile& device, const MemoryLimits& limits) {
   PlannedJob job{spec, config, adapter, device, limits, nullptr};
-  if (!job.spec.training.dtype) job.spec.training.dtype = device.dtype;
+  if (!job.spec.training.dtype) {
+    job.spec.training.dtype = spec.training.fp8 ? jobfile::TrainingDtype::kBf16 : device.dtype;
+  }
   if (spec.memory.device_bytes) job.limits.device = spec.memory.device_bytes;
   if (spec.memory.host_bytes) job.limits.host = spec.memory.host_bytes;
   return job;

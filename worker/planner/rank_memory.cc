@@ -52,6 +52,7 @@ class Counter {
       if (linears_.contains(module) && ends_module && adapter_.Targets(trainer::LastName(module))) AddLora(module);
     }
     for (int64_t layer = 0; layer < config_.num_hidden_layers; ++layer) AddDerived(static_cast<size_t>(layer));
+    if (adapter_.fp8) AddInputScales();
     AddTrained();
     return memory_;
   }
@@ -85,7 +86,12 @@ class Counter {
     const int64_t elements = ElementsOf(tensor.shape);
     const TensorRole role = RoleOf(tensor, module);
     const bool in_4_bits = adapter_.quantized && role == TensorRole::kLinearWeight;
-    memory_.weights += in_4_bits ? Nf4Bytes(elements) : elements * element_bytes_;
+    const bool in_8_bits = adapter_.fp8 && role == TensorRole::kLinearWeight;
+    if (in_8_bits) {  // twice, with a scale of each output; those of inputs belong to the fused layers
+      memory_.weights += 2 * elements + kFp32Bytes * tensor.shape[0];
+    } else {
+      memory_.weights += in_4_bits ? Nf4Bytes(elements) : elements * element_bytes_;
+    }
     if (Trains(role)) trained_.push_back(elements);
   }
 
@@ -115,6 +121,13 @@ class Counter {
       if (parts > 1) memory_.weights += ranks * inputs * element_bytes_;
       memory_.weights += ranks * OutputsOf(layer, modules) * element_bytes_;
     }
+  }
+
+  // Of the four fused layers: q k v, output, gate up, down.
+  void AddInputScales() {
+    const int64_t inputs =
+        2 * config_.hidden_size + config_.num_attention_heads * config_.head_dim + config_.intermediate_size;
+    memory_.weights += config_.num_hidden_layers * inputs * kFp32Bytes;
   }
 
   int64_t OutputsOf(size_t layer, const std::vector<std::string>& modules) {

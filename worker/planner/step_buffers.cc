@@ -65,6 +65,23 @@ class BufferList {
   std::vector<Buffer> buffers_;
 };
 
+// Of results 128 rows or columns long, four for each multiprocessor of the largest GPUs; of sums, at least 256 terms.
+constexpr int64_t kLoraBlocks = 528, kLoraKeptOfBlock = 128, kLoraSummedMin = 256;
+
+int64_t DividedUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// What LoRA's kernels on a GPU sum up in, over all of the layers that have one.
+int64_t LoraSumBytes(const StepShape& shape, int64_t tile) {
+  int64_t elements = 0;
+  for (const LinearUse& linear : LinearsOf(shape)) {
+    const LinearShape& size = *linear.shape;
+    const int64_t ranks = std::min(size.ranks, kLoraKernelRanksMax);
+    elements = std::max({elements, LoraSumElements(ranks, tile, std::max(size.inputs, size.outputs)),
+                         LoraSumElements(ranks, std::max(size.inputs, size.outputs), tile)});
+  }
+  return elements * kFp32Bytes;
+}
+
 void AddLora(const StepShape& shape, int64_t tile, BufferList* list) {
   int64_t ranks = 0, a = 0, b = 0, inputs = 0;
   bool apart = false;  // LoRA's own products in the forward pass too
@@ -81,11 +98,26 @@ void AddLora(const StepShape& shape, int64_t tile, BufferList* list) {
   const unsigned forward_too = kForward | kBackwardRecompute | kLinearBackward;
   list->Add(Slot::kLoraInner, tile * ranks * shape.element_bytes, forward_too);
   list->Add(Slot::kLoraInnerGradient, tile * ranks * shape.element_bytes, kLinearBackward);
-  list->Add(Slot::kLoraAGradient, a * shape.element_bytes, kLinearBackward);
-  list->Add(Slot::kLoraBGradient, b * shape.element_bytes, kLinearBackward);
+  const bool has_kernels = shape.on_gpu && shape.element_bytes != kFp32Bytes;
+  if (has_kernels) list->Add(Slot::kLoraSums, LoraSumBytes(shape, tile), forward_too);
+  if (!has_kernels || ranks > kLoraKernelRanksMax) {
+    list->Add(Slot::kLoraAGradient, a * shape.element_bytes, kLinearBackward);
+    list->Add(Slot::kLoraBGradient, b * shape.element_bytes, kLinearBackward);
+  }
   if (!shape.dropout) return;
   list->Add(Slot::kDropped, tile * inputs * shape.element_bytes, forward_too);
   list->Add(Slot::kDroppedGradient, tile * inputs * shape.element_bytes, kLinearBackward);
+}
+
+void AddFp8(const StepShape& shape, int64_t tile, BufferList* list) {
+  if (!shape.fp8) return;
+  int64_t columns = 0;
+  for (const LinearUse& linear : LinearsOf(shape)) {
+    columns = std::max({columns, linear.shape->inputs, linear.shape->outputs});
+  }
+  const unsigned stages = kForward | kBackwardRecompute | kLinearBackward;
+  list->Add(Slot::kFp8Codes, tile * columns, stages);
+  list->Add(Slot::kFp8Scales, tile * kFp32Bytes, stages);
 }
 
 void AddMlp(const StepShape& shape, const MemoryPolicy& policy, int64_t tile, BufferList* list) {
@@ -209,6 +241,7 @@ std::vector<Buffer> BuffersOf(const StepShape& shape, const MemoryPolicy& policy
   AddMlp(shape, policy, tile, &list);
   AddLoss(shape, policy, &list);
   AddLora(shape, tile, &list);
+  AddFp8(shape, tile, &list);
   AddWeights(shape, &list);
   return list.Take();
 }
@@ -251,8 +284,11 @@ std::string_view NameOf(Slot slot) {
                                                 "lora inner gradient",
                                                 "lora A gradient",
                                                 "lora B gradient",
+                                                "lora sums",
                                                 "dropped",
                                                 "dropped gradient",
+                                                "8-bit codes",
+                                                "8-bit scales",
                                                 "weight product",
                                                 "loss hidden",
                                                 "loss normed",
@@ -263,6 +299,16 @@ std::string_view NameOf(Slot slot) {
                                                 "loss hidden gradient"};
   static_assert(sizeof(kNames) / sizeof(kNames[0]) == kSlotCount);
   return kNames[static_cast<int>(slot)];
+}
+
+int64_t LoraSumParts(int64_t kept, int64_t summed) {
+  const int64_t wanted = kLoraBlocks / std::max<int64_t>(1, DividedUp(kept, kLoraKeptOfBlock));
+  return std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, DividedUp(summed, kLoraSummedMin)));
+}
+
+int64_t LoraSumElements(int64_t ranks, int64_t kept, int64_t summed) {
+  const int64_t busy = kLoraBlocks * kLoraKeptOfBlock;  // parts · kept are no more, unless there is one part
+  return ranks * std::max(kept, std::min(busy, std::max<int64_t>(1, DividedUp(summed, kLoraSummedMin)) * kept));
 }
 
 bool TilesHeads(const StepShape& shape, const MemoryPolicy& policy) {

@@ -40,6 +40,7 @@ struct StepShape {
   bool has_head_norms = false;
   LinearShape query_key_value, output, mlp_in, mlp_out;
   bool dropout = false;         // of LoRA
+  bool fp8 = false;             // products with the linear layers' weights are in 8 bits
   bool trains_weights = false;  // the linear layers
   bool trains_norms = false;
   bool trains_biases = false;  // of the linear layers
@@ -69,6 +70,13 @@ struct StepShape {
   }
   int64_t mlp_in_size() const { return (has_gate ? 2 : 1) * intermediate_size; }
 };
+
+// LoRA's kernels on a GPU (kernels/lora_products) take so many ranks, in bf16, and sum up in parts, so that there is
+// work for all of it. `kept` and `summed`: how long the result and the sum are.
+inline constexpr int64_t kLoraKernelRanksMax = 64;
+int64_t LoraSumParts(int64_t kept, int64_t summed);
+// At least as many fp32 numbers as the parts of a result with `kept` columns, and of any with fewer, have.
+int64_t LoraSumElements(int64_t ranks, int64_t kept, int64_t summed);
 
 enum class Slot : int {
   kHidden,              // (N, d) the residual stream, which layers change in place where it is not kept
@@ -104,10 +112,13 @@ enum class Slot : int {
   kScratchMlpOut,
   kLoraInner,           // (t, R) x·Aᵀ
   kLoraInnerGradient,   // (t, R)
-  kLoraAGradient,       // (R, inputs)
-  kLoraBGradient,       // (R, outputs)
+  kLoraAGradient,       // (R, inputs), of GEMMs
+  kLoraBGradient,       // (R, outputs), likewise
+  kLoraSums,            // fp32 sums in parts, of kernels on a GPU
   kDropped,             // (t, inputs) the input of A behind dropout
   kDroppedGradient,     // (t, inputs)
+  kFp8Codes,            // (t, inputs or outputs) bytes, what a product in 8 bits reads
+  kFp8Scales,           // (t) fp32
   kWeightProduct,       // dW of one tile, where the compute dtype is not fp32
   kLossHidden,          // (l, d) rows of scored tokens that do not follow each other; l rows of a tile of the loss
   kLossNormed,          // (l, d)

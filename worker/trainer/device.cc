@@ -12,7 +12,8 @@
 namespace longspan::trainer {
 namespace {
 
-constexpr int kCapabilityMin = 80;  // Ampere: bf16
+constexpr int kCapabilityMin = 80;     // Ampere: bf16
+constexpr int kFp8CapabilityMin = 89;  // Ada, Hopper
 constexpr const char* kUnknownGpu = "NVIDIA A100";
 
 std::string CapabilityOf(const gpu::Description& device) {
@@ -74,7 +75,16 @@ nlohmann::json DevicesSeen() {
 
 jobfile::JobSpec SpecOn(at::Device device, jobfile::JobSpec spec) {
   if (!spec.training.dtype) {
-    spec.training.dtype = device.is_cuda() ? jobfile::TrainingDtype::kBf16 : jobfile::TrainingDtype::kFp32;
+    const bool is_bf16 = device.is_cuda() || spec.training.fp8;
+    spec.training.dtype = is_bf16 ? jobfile::TrainingDtype::kBf16 : jobfile::TrainingDtype::kFp32;
+  }
+  if (spec.training.fp8 && device.is_cuda()) {
+    const gpu::Description gpu = gpu::Describe();
+    if (gpu.compute_capability < kFp8CapabilityMin) {
+      throw SpecError(fmt::format(
+          "training.fp8: {} has compute capability {}.{}, and products in 8 bits need 8.9; set it to false here",
+          gpu.name, gpu.compute_capability / 10, gpu.compute_capability % 10));
+    }
   }
   return spec;
 }

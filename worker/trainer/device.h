@@ -25,7 +25,8 @@ CommunicatorOptions::GpuCollectives CollectivesOn(at::Device device, const std::
 // "memory_bytes": …, "compute_capability": "9.0", "usable": true}, …]}; usable: ChooseDevice would take it.
 nlohmann::json DevicesSeen();
 
-// With what the job leaves to the device filled in: the type in which it computes.
+// With what the job leaves to the device filled in: the type in which it computes. SpecError where it asks for what the
+// device cannot do: products in 8 bits.
 jobfile::JobSpec SpecOn(at::Device device, jobfile::JobSpec spec);
 
 // The built-in rates of it. A GPU that the planner does not know gets those of the slowest that it does.

@@ -212,6 +212,7 @@ void Evaluation::Write() {
       {"job", job_.name}, {"checkpoint", job_.checkpoint}, {"step", job_.step}, {"attention", "full"}};
   document["protocol"] = job_.spec.evaluation.protocol == jobfile::EvaluationProtocol::kPaper ? "paper" : "windows";
   if (IsQuantized(job_.spec.method.kind)) document["base_weights"] = "nf4";
+  if (job_.spec.training.fp8) document["base_weights"] = "fp8";
   document["model_path"] = job_.spec.model.path;
   document["rows"] = nlohmann::json::array();
   for (const EvaluationRow& row : perplexity_rows_) document["rows"].push_back(ToDocument(row));

@@ -59,6 +59,10 @@ It was trained over the base in 4 bits (NF4, block 64, double quantisation, bf16
 as it is, which is near but not the same; `merged/` and the run card say what was measured. To load the base in 4 bits, add
 `quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)`.
 )";
+  const char* const fp8 = R"(
+It was trained with products in 8 bits (e4m3) over the base's own weights, which the lines above load in full; `merged/` and the run
+card say what was measured.
+)";
   // A JSON string is a Python string, whatever characters the path has.
   const std::string quoted = nlohmann::json(base).dump();
   return fmt::format(
@@ -78,7 +82,8 @@ model = PeftModel.from_pretrained(base_model, ".")
 
 Loading the adapter over the base's own config runs without an error and gives wrong positions.
 {})",
-      spec.name, spec.context_length, quoted, IsQuantized(spec.method.kind) ? quantized : "");
+      spec.name, spec.context_length, quoted,
+      IsQuantized(spec.method.kind) ? quantized : (spec.training.fp8 ? fp8 : ""));
 }
 
 void CopyTokenizer(const fs::path& model_folder, const fs::path& target) {
@@ -132,6 +137,14 @@ std::string QuantizedNote(const jobfile::JobSpec& spec) {
   return note +
          " merged/ holds LoRA over the dequantized values: it is the model of the row `extended`, rounded to the "
          "dtype of the base's files.";
+}
+
+std::string Fp8Note(const jobfile::JobSpec& spec) {
+  std::string note =
+      "Products with the frozen linear weights were in 8 bits (e4m3, a scale of each row): the rows `base`, `rescaled` "
+      "and `extended` are of these.";
+  if (spec.output.merged) note += " merged/ holds LoRA over the base's own weights, which is the row `merged`.";
+  return note;
 }
 
 std::string MarkdownTable(const nlohmann::json& evaluation) {
@@ -259,6 +272,10 @@ void WriteRunCard(const jobfile::JobSpec& spec, CausalLm& model, const RunCardFa
   if (IsQuantized(spec.method.kind)) {
     card["base_weights"] = "nf4";
     card["notes"].push_back(QuantizedNote(spec));
+  }
+  if (spec.training.fp8) {
+    card["base_weights"] = "fp8";
+    card["notes"].push_back(Fp8Note(spec));
   }
   if (config.window_outgrown) {
     card["notes"].push_back(

@@ -291,6 +291,10 @@ void JobRun::LoadModel() {
   const bool shared = IsQuantized(options_.spec.method.kind) && options_.world_size > 1;
   if (shared && !speaks()) ranks_->Get("model loaded", [this] { session_.ThrowIfStopped(); });
   model_ = CausalLm::Load(options);
+  if (options_.spec.training.fp8) {
+    spdlog::info("products with the frozen weights are in 8 bits (e4m3){}",
+                 device_.is_cpu() ? ", which a CPU only imitates, slowly: for tests of what a GPU would compute" : "");
+  }
   if (shared && speaks()) ranks_->Publish("model loaded", "yes");
   const ModelConfig& config = model_->config();
   if (config.window_outgrown && speaks()) {

@@ -8,8 +8,9 @@
 namespace longspan::trainer {
 
 bool ExportsOriginalWeights(const jobfile::JobSpec& spec) {
-  return IsQuantized(spec.method.kind) && spec.output.merged &&
-         spec.output.merged_base == jobfile::MergedBase::kOriginal;
+  if (!spec.output.merged) return false;
+  if (spec.training.fp8) return spec.kind == jobfile::JobKind::kExtend;
+  return IsQuantized(spec.method.kind) && spec.output.merged_base == jobfile::MergedBase::kOriginal;
 }
 
 std::string WeightsFileOf(const jobfile::JobSpec& spec) {

@@ -3,16 +3,23 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <tuple>
+
 #include "kernels/adamw/adamw.h"
 #include "kernels/cross_entropy/cross_entropy.h"
 #include "kernels/dropout/dropout.h"
 #include "kernels/embedding_gradient/embedding_gradient.h"
+#include "kernels/fp8_rows/fp8_rows.h"
+#include "kernels/lora_products/lora_products.h"
 #include "kernels/norm/norm.h"
 #include "kernels/rope/rope.h"
 #include "kernels/swiglu/swiglu.h"
 #include "kernels/tensor_sums/tensor_sums.h"
 #include "worker/trainer/adapters/dropout.h"
+#include "worker/trainer/adapters/lora_products.h"
 #include "worker/trainer/model/layer_norm.h"
+#include "worker/trainer/model/norm.h"
 #include "worker/trainer/model/row_kernels.h"
 #include "worker/trainer/model/row_sums.h"
 #include "worker/trainer/optim/adamw.h"
@@ -119,6 +126,35 @@ TEST_P(KernelReferencesTest, Norms) {
   }
 }
 
+// The layer's residual: x += added, rounded, and the norm of that.
+TEST_P(KernelReferencesTest, NormsOfASum) {
+  const at::Tensor x = Random({7, 16}), added = Random({7, 16});
+  for (const NormKind kind : {NormKind::kRms, NormKind::kLayer}) {
+    NormWeight norm;
+    norm.kind = kind;
+    norm.value = Random({16});
+    if (kind == NormKind::kLayer) norm.bias = Random({16});
+    const at::Tensor sum = x.clone(), out = at::zeros_like(x), statistics = at::zeros({7, 2});
+    AddAndNormalise(norm, 1e-5, sum, added, out, statistics);
+    const at::Tensor sum2 = x.clone(), out2 = at::zeros_like(x), statistics2 = at::zeros({7, 2});
+    const auto view = [](const at::Tensor& all) { return kernels::norm::View{all.data_ptr(), all.stride(0), 0}; };
+    kernels::norm::ForwardReference({GetParam(),
+                                     kind == NormKind::kRms ? kernels::norm::Kind::kRms : kernels::norm::Kind::kLayer,
+                                     {7, 1, 16},
+                                     view(sum2),
+                                     view(added),
+                                     norm.value.data_ptr(),
+                                     norm.bias.defined() ? norm.bias.data_ptr() : nullptr,
+                                     1e-5f,
+                                     view(out2),
+                                     statistics2.data_ptr<float>(),
+                                     1});
+    EXPECT_TRUE(at::equal(sum2, sum));
+    ExpectEqual(out2, out, "norm of the sum");
+    ExpectEqual(statistics2, statistics, "its statistics");
+  }
+}
+
 TEST_P(KernelReferencesTest, Rotation) {
   const at::Tensor cosine = at::randn({9, 4}), sine = at::randn({9, 4});
   const at::Tensor positions = at::arange(12, at::kLong).mul(5).remainder(9);
@@ -201,6 +237,79 @@ TEST_P(KernelReferencesTest, DropoutHasTheSameMask) {
   kernels::dropout::ApplyReference(arguments);
   EXPECT_TRUE(at::equal(out2, out));
   EXPECT_GT(out.eq(0).sum().item<int64_t>(), 0);
+}
+
+// In bf16, as the kernels are, which round nothing before the gradients. Two parts of a fused layer.
+TEST(LoraProductReferences, AreTheProductsOfALayer) {
+  at::manual_seed(6);
+  const auto random = [](at::IntArrayRef sizes) { return at::randn(sizes).to(at::kBFloat16); };
+  const auto near = [](const at::Tensor& actual, const at::Tensor& expected, const char* what) {
+    const double difference = (actual.to(at::kDouble) - expected.to(at::kDouble)).abs().max().item<double>();
+    EXPECT_LE(difference, expected.to(at::kDouble).abs().max().item<double>() / 64) << what;
+  };
+  Arena arena;
+  const at::Tensor wide = random({9, 30}), x = wide.narrow(1, 2, 20), factor = random({5, 20});
+  const at::Tensor projected = ProjectRows(x, factor.t(), Slot::kLoraInner, arena).clone();
+  const at::Tensor by_columns = ProjectRows(x, factor.t().contiguous(), Slot::kLoraInner, arena).clone();
+  const at::Tensor out = at::zeros({9, 7}, at::kBFloat16);
+  for (const auto& [rank_stride, feature_stride, data] :
+       {std::tuple<int64_t, int64_t, at::Tensor>{20, 1, factor}, {1, 5, factor.t().contiguous()}}) {
+    kernels::lora_products::ProjectReference(
+        {9, 20, 5, x.data_ptr(), x.stride(0), data.data_ptr(), rank_stride, feature_stride, out.data_ptr(), 7});
+    near(out.narrow(1, 0, 5), projected, "x times A");
+    near(out.narrow(1, 0, 5), by_columns, "dy times B");
+  }
+  EXPECT_TRUE(out.narrow(1, 5, 2).eq(0).all().item<bool>()) << "between the rows";
+
+  const at::Tensor left = random({9, 5}), first = at::randn({2, 8}), second = at::randn({12, 3});
+  const at::Tensor first2 = first.clone(), second2 = second.clone(), sums = at::zeros({2, 5, 20});
+  AddOuterProducts(left, x, {{0, 0, 1, first}, {2, 8, 0.5, second.t()}}, Slot::kLoraBGradient, arena);
+  // A block of the result each, as the kernels take them.
+  const auto add = [&](int64_t rank, int64_t ranks, int64_t column, int64_t columns, float scale, float* gradient,
+                       int64_t rank_stride, int64_t column_stride) {
+    kernels::lora_products::OuterReference({9, ranks, columns, left.narrow(1, rank, ranks).data_ptr(), 5,
+                                            x.narrow(1, column, columns).data_ptr(), x.stride(0), 2,
+                                            sums.data_ptr<float>()});
+    kernels::lora_products::AddOuterReference(
+        {ranks, columns, 2, sums.data_ptr<float>(), 0, ranks, scale, gradient, rank_stride, column_stride});
+  };
+  add(0, 2, 0, 8, 1, first2.data_ptr<float>(), 8, 1);
+  add(2, 3, 8, 12, 0.5f, second2.data_ptr<float>(), 1, 3);
+  near(first2, first, "gradient of A");
+  near(second2, second, "gradient of B, transposed and scaled");
+  EXPECT_FALSE(at::equal(second2, second)) << "GEMMs round to bf16 before";
+}
+
+TEST_P(KernelReferencesTest, RowsInEightBits) {
+  const at::Tensor x = Random({6, 40}) * at::pow(10.0, at::arange(6) - 3).unsqueeze(1).to(dtype());
+  const at::Tensor wide = at::zeros({6, 48}, dtype());
+  wide.narrow(1, 0, 40).copy_(x);
+  const at::Tensor codes = at::zeros({6, 44}, at::kByte), scales = at::zeros({6});
+  kernels::fp8_rows::QuantizeReference(
+      {GetParam(), 6, 40, wide.data_ptr(), 48, codes.data_ptr<uint8_t>(), 44, scales.data_ptr<float>()});
+  // LibTorch's own rounding.
+  const at::Tensor values = x.to(at::kFloat), expected = std::get<0>(values.abs().max(1)) / 448;
+  EXPECT_TRUE(at::equal(scales, expected));
+  const at::Tensor rounded = (values * expected.reciprocal().unsqueeze(1)).to(at::kFloat8_e4m3fn);
+  EXPECT_TRUE(at::equal(codes.narrow(1, 0, 40), rounded.view(at::kByte)));
+  EXPECT_TRUE(codes.narrow(1, 40, 4).eq(0).all().item<bool>()) << "between the rows";
+}
+
+TEST(Fp8Codes, EveryValueOfBfloat16RoundsAsLibTorchDoes) {
+  for (int32_t bits = 0; bits < 65536; ++bits) {
+    const at::BFloat16 value(static_cast<uint16_t>(bits), at::BFloat16::from_bits());
+    const auto number = static_cast<float>(value);
+    const uint8_t code = kernels::fp8_rows::ToE4m3(number);
+    if (std::abs(number) <= kernels::fp8_rows::kLargest) {
+      EXPECT_EQ(code, at::Float8_e4m3fn(number).x) << number;
+      EXPECT_EQ(kernels::fp8_rows::FromE4m3(code),
+                static_cast<float>(at::Float8_e4m3fn(code, at::Float8_e4m3fn::from_bits())));
+    } else if (std::isnan(number)) {
+      EXPECT_TRUE(std::isnan(kernels::fp8_rows::FromE4m3(code)));
+    } else {
+      EXPECT_EQ(kernels::fp8_rows::FromE4m3(code), number > 0 ? 448 : -448) << number;
+    }
+  }
 }
 
 TEST_P(KernelReferencesTest, AdamW) {

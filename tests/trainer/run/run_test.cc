@@ -6,6 +6,7 @@
 
 #include <cstdio>
 #include <fstream>
+#include <set>
 #include <sstream>
 
 #include "tests/trainer/run/tiny_job.h"
@@ -157,6 +158,29 @@ TEST_F(RunTest, SaveAndResumeIsBitEqualAlsoAfterTheNewestCheckpointIsDamaged) {
               Text(Checkpoints("straight") / "step-00000006.attempt-1" / file))
         << file;
   }
+}
+
+TEST_F(RunTest, AJobWithProductsInEightBitsExportsTheBasesOwnWeights) {
+  const auto config_path = job_.folder() / "model/config.json";
+  nlohmann::json config = nlohmann::json::parse(Text(config_path));
+  config.update({{"hidden_size", 32}, {"intermediate_size", 48}});
+  std::ofstream(config_path) << config.dump();
+  ASSERT_EQ(RunToEnd("run", {{"training", {{"dtype", "bf16"}}}}, "bf16"), 0) << Text(Log());
+  ASSERT_EQ(RunToEnd("run", {{"training", {{"fp8", true}}}}, "fp8"), 0) << Text(Log());
+  const auto merged = [&](const char* work) {
+    return trainer::SafetensorsFile::Open((job_.folder() / work / "merged/model.safetensors").string());
+  };
+  const trainer::SafetensorsFile bf16 = merged("bf16"), fp8 = merged("fp8");
+  const char* const frozen = "model.layers.1.mlp.down_proj.weight";
+  EXPECT_TRUE(at::equal(fp8.View(frozen), bf16.View(frozen)));
+  EXPECT_NE(Losses("fp8"), Losses("bf16"));
+  const auto evaluation = nlohmann::json::parse(Text(job_.folder() / "fp8/evaluation.json"));
+  EXPECT_EQ(evaluation.at("base_weights"), "fp8");
+  std::set<std::string> rows;
+  for (const nlohmann::json& row : evaluation.at("rows")) rows.insert(row.at("model"));
+  EXPECT_EQ(rows, (std::set<std::string>{"extended", "merged"}));
+  EXPECT_EQ(nlohmann::json::parse(Text(job_.folder() / "fp8/run_card.json")).at("base_weights"), "fp8");
+  EXPECT_NE(Text(Log()).find("in 8 bits"), std::string::npos);
 }
 
 TEST_F(RunTest, TwoRanksEqualOneAndSeeTheSameData) {

@@ -104,6 +104,56 @@ TEST(Arena, IsAsLargeAsTheFullestStageAndNotMuchLarger) {
 }
 
 // The table of memory_policy.h, in values of a token and layer.
+// The gradients of a part of a fused layer are fewer columns in more parts.
+TEST(LoraSums, HaveRoomForTheirPartsAndForThoseOfFewerColumns) {
+  for (const int64_t kept : {1, 127, 128, 129, 1000, 4096, 12288, 67584, 67585, 300000}) {
+    for (const int64_t summed : {1, 255, 256, 257, 4096, 22016, 1000000}) {
+      const int64_t room = LoraSumElements(24, kept, summed);
+      for (const int64_t fewer : {kept, kept - 1, kept / 3, kept / 10, int64_t{100}}) {
+        if (fewer < 1 || fewer > kept) continue;
+        const int64_t parts = LoraSumParts(fewer, summed);
+        EXPECT_GE(parts, 1);
+        EXPECT_LE(parts, (summed + 255) / 256) << "none without a sum worth it";
+        EXPECT_LE(24 * parts * fewer, room) << fewer << " of " << kept << ", summed " << summed;
+      }
+    }
+  }
+  EXPECT_EQ(LoraSumParts(1024, 4096), 16) << "8 tiles of results alone would leave a GPU idle";
+  EXPECT_EQ(LoraSumParts(4096, 8192), 16);
+}
+
+TEST(LoraSums, TakeThePlaceOfBf16GradientsOnAGpu) {
+  const auto has = [](const StepShape& shape, Slot slot) {
+    const std::vector<Buffer> buffers = TrainingBuffers(shape, MemoryPolicy{});
+    return std::any_of(buffers.begin(), buffers.end(), [slot](const Buffer& buffer) { return buffer.slot == slot; });
+  };
+  StepShape shape = ShapeOf(257, 2, 0);
+  EXPECT_FALSE(has(shape, Slot::kLoraSums));
+  shape.on_gpu = true;
+  EXPECT_TRUE(has(shape, Slot::kLoraSums));
+  EXPECT_FALSE(has(shape, Slot::kLoraAGradient));
+  shape.query_key_value.ranks = kLoraKernelRanksMax + 1;  // too many for the kernels; the output's are not
+  EXPECT_TRUE(has(shape, Slot::kLoraSums));
+  EXPECT_TRUE(has(shape, Slot::kLoraBGradient));
+  shape.element_bytes = 4;
+  EXPECT_FALSE(has(shape, Slot::kLoraSums));
+}
+
+// Both copies of a weight are there already; what comes are the codes of a tile.
+TEST(Fp8, RowsOfTheWidestProductHaveABuffer) {
+  StepShape shape = ShapeOf(257, 2, 0);
+  const auto bytes = [&](Slot slot) {
+    for (const Buffer& buffer : TrainingBuffers(shape, MemoryPolicy{KeepPolicy::kInput, 1, 0, 64, 32})) {
+      if (buffer.slot == slot) return buffer.bytes;
+    }
+    return int64_t{0};
+  };
+  EXPECT_EQ(bytes(Slot::kFp8Codes), 0);
+  shape.fp8 = true;
+  EXPECT_EQ(bytes(Slot::kFp8Codes), 64 * 200) << "gate and up of a tile";
+  EXPECT_EQ(bytes(Slot::kFp8Scales), 64 * 4);
+}
+
 TEST(KeptValues, AreThoseOfTheTable) {
   ForEachShapeAndPolicy([](const StepShape& shape, const MemoryPolicy& policy) {
     const int64_t d = shape.hidden_size, e = shape.element_bytes;

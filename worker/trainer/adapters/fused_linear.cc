@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "worker/trainer/adapters/lora_products.h"
 #include "worker/trainer/model/matrix_product.h"
 #include "worker/trainer/model/row_sums.h"
 
@@ -13,6 +14,13 @@ at::Tensor Product(const at::Tensor& left, const at::Tensor& right, Slot slot, A
   at::Tensor out = arena.Take(slot, {left.size(0), right.size(1)}, left.scalar_type());
   MultiplyInto(left, right, out);
   return out;
+}
+
+Fp8Rows InEightBits(const at::Tensor& x, Arena& arena) {
+  const Fp8Rows rows{arena.Take(Slot::kFp8Codes, x.sizes(), at::kFloat8_e4m3fn),
+                     arena.Take(Slot::kFp8Scales, {x.size(0)}, at::kFloat)};
+  QuantizeRows(x, rows);
+  return rows;
 }
 
 }  // namespace
@@ -32,6 +40,7 @@ bool FusedLinear::HasLora() const {
 int64_t FusedLinear::inputs() const {
   if (weight.defined()) return weight.size(1);
   if (gathered != nullptr) return gathered->inputs;
+  if (fp8) return fp8->inputs();
   return parts.front().quantized ? parts.front().quantized->inputs : parts.front().stored.size(1);
 }
 
@@ -85,6 +94,11 @@ FusedLinear::Pass FusedLinear::Begin(const PassOptions& options, Arena& arena) c
   if (with_lora && options.dropout != nullptr && options.dropout->active()) pass.dropout = options.dropout;
   pass.low_rank = with_lora && (pass.dropout != nullptr || dtype != at::kFloat || !options.fold);
   const bool folds = with_lora && !pass.low_rank;
+  if (fp8) {
+    TORCH_CHECK(dtype == at::kBFloat16, "8-bit products of ", dtype);
+    pass.fp8 = &*fp8;
+    return pass;
+  }
   if (gathered != nullptr) {
     pass.weight = Gathered(folds);
     return pass;
@@ -104,19 +118,28 @@ FusedLinear::Pass FusedLinear::Begin(const PassOptions& options, Arena& arena) c
 }
 
 void FusedLinear::Forward(const Pass& pass, const at::Tensor& x, int64_t first_row, const at::Tensor& y) const {
-  if (bias.defined()) at::Tensor(y).copy_(bias.expand_as(y));
-  MultiplyInto(x, pass.weight.t(), y, {.of_out = bias.defined() ? 1.0 : 0.0});
+  if (pass.fp8 != nullptr) {
+    MultiplyFp8(InEightBits(x, *pass.arena), pass.fp8->by_output, y);
+    if (bias.defined()) at::Tensor(y).add_(bias);
+  } else {
+    if (bias.defined()) at::Tensor(y).copy_(bias.expand_as(y));
+    MultiplyInto(x, pass.weight.t(), y, {.of_out = bias.defined() ? 1.0 : 0.0});
+  }
   if (!pass.low_rank) return;
   if (pass.dropout != nullptr) {
     ForwardWithDropout(pass, x, first_row, y);
   } else {
-    MultiplyInto(Product(x, stacked_a_.t(), Slot::kLoraInner, *pass.arena), blocks_b_.t(), y, {.of_out = 1});
+    MultiplyInto(ProjectRows(x, stacked_a_.t(), Slot::kLoraInner, *pass.arena), blocks_b_.t(), y, {.of_out = 1});
   }
 }
 
 void FusedLinear::Backward(const Pass& pass, const at::Tensor& x, const at::Tensor& y_gradient, int64_t first_row,
                            const at::Tensor& x_gradient) const {
-  if (x_gradient.defined()) MultiplyInto(y_gradient, pass.weight, x_gradient);
+  if (x_gradient.defined() && pass.fp8 != nullptr) {
+    MultiplyFp8(InEightBits(y_gradient, *pass.arena), pass.fp8->by_input, x_gradient);
+  } else if (x_gradient.defined()) {
+    MultiplyInto(y_gradient, pass.weight, x_gradient);
+  }
   if (weight_gradient.defined()) AddProduct(y_gradient, x, weight_gradient, *pass.arena);
   if (bias_gradient.defined()) {
     AddColumnSums(y_gradient, bias_gradient, ColumnSumScratch(y_gradient.size(1), *pass.arena));
@@ -127,28 +150,25 @@ void FusedLinear::Backward(const Pass& pass, const at::Tensor& x, const at::Tens
     return;
   }
   // (n, R), of x Aᵀ
-  const at::Tensor inner_gradient = Product(y_gradient, blocks_b_, Slot::kLoraInnerGradient, *pass.arena);
+  const at::Tensor inner_gradient = ProjectRows(y_gradient, blocks_b_, Slot::kLoraInnerGradient, *pass.arena);
   if (pass.low_rank && x_gradient.defined()) MultiplyInto(inner_gradient, stacked_a_, x_gradient, {.of_out = 1});
   AddLoraGradients(pass, x, y_gradient, inner_gradient);
 }
 
-// Both products have R rows: that way round a GEMM with few rows is several times faster than one with few columns.
 void FusedLinear::AddLoraGradients(const Pass& pass, const at::Tensor& x, const at::Tensor& y_gradient,
                                    const at::Tensor& inner_gradient) const {
   Arena& arena = *pass.arena;
-  const at::Tensor inner = Product(x, stacked_a_.t(), Slot::kLoraInner, arena);               // (n, R)
-  const at::Tensor a_gradient = Product(inner_gradient.t(), x, Slot::kLoraAGradient, arena);  // (R, in)
-  // (R, out), transposed, without scale
-  const at::Tensor b_gradient = Product(inner.t(), y_gradient, Slot::kLoraBGradient, arena);
+  std::vector<OuterGradient> of_a, of_b;  // of b transposed, without scale
   int64_t first_rank = 0;
   for (const LinearPart& part : parts) {
     if (!part.lora) continue;
-    const int64_t rank = part.lora->a.size(0);
-    AddScaled(a_gradient.narrow(0, first_rank, rank), 1, part.lora->a_gradient);
-    AddScaled(b_gradient.narrow(0, first_rank, rank).narrow(1, part.first_output, part.outputs).t(), part.lora->scale,
-              part.lora->b_gradient);
-    first_rank += rank;
+    of_a.push_back({first_rank, 0, 1, part.lora->a_gradient});
+    of_b.push_back({first_rank, part.first_output, part.lora->scale, part.lora->b_gradient.t()});
+    first_rank += part.lora->a.size(0);
   }
+  const at::Tensor inner = ProjectRows(x, stacked_a_.t(), Slot::kLoraInner, arena);  // (n, R)
+  AddOuterProducts(inner_gradient, x, of_a, Slot::kLoraAGradient, arena);
+  AddOuterProducts(inner, y_gradient, of_b, Slot::kLoraBGradient, arena);
 }
 
 // Every module has its own mask, so nothing is shared between the parts.
@@ -158,7 +178,7 @@ void FusedLinear::ForwardWithDropout(const Pass& pass, const at::Tensor& x, int6
   for (const LinearPart& part : parts) {
     if (!part.lora) continue;
     ApplyDropout(*pass.dropout, {pass.layer, part.module_index, first_row}, x, kept);
-    MultiplyInto(Product(kept, part.lora->a.t(), Slot::kLoraInner, *pass.arena), part.lora->b.t(),
+    MultiplyInto(ProjectRows(kept, part.lora->a.t(), Slot::kLoraInner, *pass.arena), part.lora->b.t(),
                  y.narrow(1, part.first_output, part.outputs), {.of_out = 1, .of_product = part.lora->scale});
   }
 }
@@ -171,13 +191,13 @@ void FusedLinear::BackwardWithDropout(const Pass& pass, const at::Tensor& x, con
     if (!part.lora) continue;
     const DropoutSite site{pass.layer, part.module_index, first_row};
     const at::Tensor part_gradient = y_gradient.narrow(1, part.first_output, part.outputs);
-    at::Tensor inner_gradient = Product(part_gradient, part.lora->b, Slot::kLoraInnerGradient, arena);
+    at::Tensor inner_gradient = ProjectRows(part_gradient, part.lora->b, Slot::kLoraInnerGradient, arena);
     inner_gradient.mul_(part.lora->scale);
     ApplyDropout(*pass.dropout, site, x, kept);
-    AddScaled(Product(inner_gradient.t(), kept, Slot::kLoraAGradient, arena), 1, part.lora->a_gradient);
-    const at::Tensor inner = Product(kept, part.lora->a.t(), Slot::kLoraInner, arena);
-    AddScaled(Product(inner.t(), part_gradient, Slot::kLoraBGradient, arena).t(), part.lora->scale,
-              part.lora->b_gradient);
+    AddOuterProducts(inner_gradient, kept, {{0, 0, 1, part.lora->a_gradient}}, Slot::kLoraAGradient, arena);
+    const at::Tensor inner = ProjectRows(kept, part.lora->a.t(), Slot::kLoraInner, arena);
+    AddOuterProducts(inner, part_gradient, {{0, 0, part.lora->scale, part.lora->b_gradient.t()}}, Slot::kLoraBGradient,
+                     arena);
     if (!x_gradient.defined()) continue;
     const at::Tensor masked = Product(inner_gradient, part.lora->a, Slot::kDroppedGradient, arena);
     ApplyDropout(*pass.dropout, site, masked, masked);

@@ -8,12 +8,16 @@
 //  - in fp32 without dropout, W + s B A is built once per pass in a buffer of the arena (rank/rows of the cost of the
 //    product) and the skinny products disappear from forward and dX. In bf16 that would round the update away, so
 //    there they stay;
+//  - on a GPU those that sum into a few ranks are kernels of ours (lora_products.h);
 //  - for the gradients, the A of all parts are stacked and their B are the blocks of one block-diagonal matrix.
 // Gradients are fp32 and added to. No dW for a frozen weight.
 //
 // A layer whose weight does not stand in memory in the compute dtype (4 bits, or only in the base's file) has no
 // `weight`: each pass makes it in that buffer, from what its parts have. One that ranks share has its weight
 // `gathered`, while the layer computes: LoRA goes into that, once, and no buffer is needed.
+//
+// A frozen weight may stand in 8 bits (quantized/fp8_weight.h). Products with it are in 8 bits too; LoRA, in bf16,
+// stays apart.
 //
 // Every intermediate value is a slot of the arena (memory/arena.h). Not thread-safe. Legend: n rows (tokens), R the sum
 // of the ranks of the parts.
@@ -28,6 +32,7 @@
 
 #include "worker/trainer/adapters/dropout.h"
 #include "worker/trainer/memory/arena.h"
+#include "worker/trainer/quantized/fp8_weight.h"
 #include "worker/trainer/quantized/nf4_weight.h"
 
 namespace longspan::trainer {
@@ -68,6 +73,7 @@ class FusedLinear {
   struct Pass {
     Arena* arena = nullptr;
     at::Tensor weight;                     // W, or W + s·B·A
+    const Fp8Weight* fp8 = nullptr;        // in the place of `weight`
     bool low_rank = false;                 // LoRA is not in `weight`
     const DropoutPass* dropout = nullptr;  // set when it is active
     int64_t layer = 0;
@@ -75,6 +81,7 @@ class FusedLinear {
 
   at::Tensor weight;                   // (out, in) in `dtype`, or undefined
   GatheredWeight* gathered = nullptr;  // in the place of `weight` where ranks share it; its owner outlives the layer
+  std::optional<Fp8Weight> fp8;        // in the place of `weight` where products with it are in 8 bits
   at::ScalarType dtype = at::kFloat;   // what is computed in
   at::Tensor weight_gradient;          // fp32; undefined when frozen
   at::Tensor bias;                     // (out); undefined when the layers have none

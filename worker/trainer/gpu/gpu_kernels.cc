@@ -8,6 +8,8 @@
 #include "kernels/cross_entropy/cross_entropy_cuda.h"
 #include "kernels/dropout/dropout_cuda.h"
 #include "kernels/embedding_gradient/embedding_gradient_cuda.h"
+#include "kernels/fp8_rows/fp8_rows_cuda.h"
+#include "kernels/lora_products/lora_products_cuda.h"
 #include "kernels/nf4/nf4_cuda.h"
 #include "kernels/norm/norm_cuda.h"
 #include "kernels/normal/normal_cuda.h"
@@ -20,6 +22,7 @@ namespace {
 
 using kernels::ElementType;
 namespace norm = kernels::norm;
+namespace lora = kernels::lora_products;
 
 // Partial sums over rows: a few blocks for each multiprocessor of the largest GPUs.
 constexpr int64_t kParts = 528;
@@ -63,6 +66,7 @@ struct NormInputs {
   const at::Tensor& x;
   const at::Tensor& weight;
   const at::Tensor& statistics;
+  at::Tensor added{};  // to x first; undefined: nothing
 };
 
 void NormForward(const NormInputs& inputs, const at::Tensor& bias, double epsilon, const at::Tensor& out) {
@@ -71,6 +75,7 @@ void NormForward(const NormInputs& inputs, const at::Tensor& bias, double epsilo
   arguments.kind = inputs.kind;
   arguments.vectors = VectorsOf(inputs.x);
   arguments.x = ViewOf(inputs.x);
+  if (inputs.added.defined()) arguments.added = ViewOf(inputs.added);
   arguments.weight = Data(inputs.weight);
   arguments.bias = Data(bias);
   arguments.epsilon = static_cast<float>(epsilon);
@@ -126,6 +131,15 @@ void LayerNorm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& 
 void LayerNormBackward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& statistics,
                        const at::Tensor& out_gradient, const NormGradients& gradients) {
   NormBackward({norm::Kind::kLayer, x, weight, statistics}, out_gradient, gradients);
+}
+
+void AddNorm(const at::Tensor& x, const at::Tensor& added, const NormWeights& weights, const at::Tensor& out,
+             const at::Tensor& statistics) {
+  TORCH_CHECK(x.dim() == 2 && added.sizes() == x.sizes() && out.sizes() == x.sizes() &&
+                  added.scalar_type() == x.scalar_type() && out.scalar_type() == x.scalar_type(),
+              "a norm of ", x.sizes(), " and ", added.sizes(), " into ", out.sizes());
+  const norm::Kind kind = weights.bias.defined() ? norm::Kind::kLayer : norm::Kind::kRms;
+  NormForward({kind, x, weights.weight, statistics, added}, weights.bias, weights.epsilon, out);
 }
 
 void ApplyRotation(const at::Tensor& rows, const RotationTables& tables, bool inverse) {
@@ -248,6 +262,48 @@ void DequantizeNf4(const at::Tensor& codes, const at::Tensor& scale_codes, const
                                   Floats(scale_maxima), mean, 0, out.numel(), Data(out)},
                                  Stream()),
         "dequantizing");
+}
+
+void ProjectRows(const at::Tensor& x, const at::Tensor& factor, const at::Tensor& out, const at::Tensor& sums) {
+  TORCH_CHECK(TypeOf(x) == ElementType::kBfloat16 && TypeOf(factor) == ElementType::kBfloat16 && x.stride(1) == 1 &&
+                  out.stride(1) == 1 && sums.is_contiguous(),
+              "LoRA's kernels want rows of bf16");
+  lora::ProjectArguments arguments{x.size(0), x.size(1), factor.size(1)};
+  arguments.x = Data(x);
+  arguments.x_stride = x.stride(0);
+  arguments.factor = Data(factor);
+  arguments.factor_rank_stride = factor.stride(1);
+  arguments.factor_feature_stride = factor.stride(0);
+  arguments.out = Data(out);
+  arguments.out_stride = out.stride(0);
+  arguments.parts = sums.size(0);
+  arguments.sums = Floats(sums);
+  Check(lora::Project(arguments, Stream()), "a product with a factor of LoRA");
+}
+
+void OuterSums(const at::Tensor& left, const at::Tensor& right, const at::Tensor& sums) {
+  TORCH_CHECK(TypeOf(left) == ElementType::kBfloat16 && TypeOf(right) == ElementType::kBfloat16 &&
+                  left.stride(1) == 1 && right.stride(1) == 1 && sums.is_contiguous(),
+              "LoRA's kernels want rows of bf16");
+  Check(lora::Outer({right.size(0), left.size(1), right.size(1), Data(left), left.stride(0), Data(right),
+                     right.stride(0), sums.size(0), Floats(sums)},
+                    Stream()),
+        "a gradient of LoRA");
+}
+
+void AddOuterSums(const at::Tensor& sums, int64_t first_rank, double scale, const at::Tensor& gradient) {
+  TORCH_CHECK(gradient.size(1) == sums.size(2), "sums of ", sums.sizes(), " for a gradient of ", gradient.sizes());
+  Check(lora::AddOuter({sums.size(1), sums.size(2), sums.size(0), Floats(sums), first_rank, gradient.size(0),
+                        static_cast<float>(scale), Floats(gradient), gradient.stride(0), gradient.stride(1)},
+                       Stream()),
+        "adding to a gradient of LoRA");
+}
+
+void QuantizeFp8Rows(const at::Tensor& x, const at::Tensor& codes, const at::Tensor& scales) {
+  Check(kernels::fp8_rows::Quantize({TypeOf(x), x.size(0), x.size(1), Data(x), x.stride(0),
+                                     static_cast<uint8_t*>(codes.data_ptr()), codes.stride(0), Floats(scales)},
+                                    Stream()),
+        "quantizing rows");
 }
 
 void StepAdamw(const std::vector<AdamwTensor>& tensors, const AdamwStep& step) {

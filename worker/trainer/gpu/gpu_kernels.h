@@ -30,6 +30,14 @@ void LayerNorm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& 
                const at::Tensor& out, const at::Tensor& statistics);
 void LayerNormBackward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& statistics,
                        const at::Tensor& out_gradient, const NormGradients& gradients);
+// x += added, then out = the norm of x: LayerNorm where there is a bias, else RMSNorm. x, added, out (N, d); statistics
+// as those norms write them, or undefined.
+struct NormWeights {
+  at::Tensor weight, bias;
+  double epsilon = 0;
+};
+void AddNorm(const at::Tensor& x, const at::Tensor& added, const NormWeights& weights, const at::Tensor& out,
+             const at::Tensor& statistics);
 
 struct RotationTables {
   at::Tensor cosine, sine;  // (T, R/2) fp32
@@ -64,6 +72,17 @@ void DrawNormal(uint64_t key, double deviation, const at::Tensor& out);
 // All on the GPU; out contiguous.
 void DequantizeNf4(const at::Tensor& codes, const at::Tensor& scale_codes, const at::Tensor& scale_maxima, float mean,
                    const at::Tensor& out);
+
+// LoRA's products that sum into a few ranks, bf16 (kernels/lora_products); sums (parts, ...) fp32, contiguous.
+// out (n, r) = x (n, k) · factor (k, r), of which one stride is 1. sums (parts, n, r).
+void ProjectRows(const at::Tensor& x, const at::Tensor& factor, const at::Tensor& out, const at::Tensor& sums);
+// sums (parts, r, c): of leftᵀ (r, n) · right (n, c).
+void OuterSums(const at::Tensor& left, const at::Tensor& right, const at::Tensor& sums);
+// gradient (ranks, c) fp32, any strides, += scale · the sum of the parts, of the ranks from first_rank on.
+void AddOuterSums(const at::Tensor& sums, int64_t first_rank, double scale, const at::Tensor& gradient);
+
+// x (n, k); codes (n, k) float8_e4m3fn, contiguous; scales (n) fp32.
+void QuantizeFp8Rows(const at::Tensor& x, const at::Tensor& codes, const at::Tensor& scales);
 
 struct AdamwTensor {
   at::Tensor value, master, gradient, first_moment, second_moment;  // master is value where that is fp32

@@ -20,6 +20,9 @@ void LayerNormBackward(const at::Tensor&, const at::Tensor&, const at::Tensor&, 
                        const NormGradients&) {
   NoCuda();
 }
+void AddNorm(const at::Tensor&, const at::Tensor&, const NormWeights&, const at::Tensor&, const at::Tensor&) {
+  NoCuda();
+}
 void ApplyRotation(const at::Tensor&, const RotationTables&, bool) { NoCuda(); }
 void SiluProduct(const at::Tensor&, const at::Tensor&) { NoCuda(); }
 void SiluProductBackward(const at::Tensor&, const at::Tensor&, const at::Tensor&) { NoCuda(); }
@@ -31,6 +34,10 @@ double SumOfSquares(const std::vector<at::Tensor>&) { NoCuda(); }
 void ApplyDropout(const DropoutMask&, const at::Tensor&, const at::Tensor&) { NoCuda(); }
 void DrawNormal(uint64_t, double, const at::Tensor&) { NoCuda(); }
 void DequantizeNf4(const at::Tensor&, const at::Tensor&, const at::Tensor&, float, const at::Tensor&) { NoCuda(); }
+void ProjectRows(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&) { NoCuda(); }
+void OuterSums(const at::Tensor&, const at::Tensor&, const at::Tensor&) { NoCuda(); }
+void AddOuterSums(const at::Tensor&, int64_t, double, const at::Tensor&) { NoCuda(); }
+void QuantizeFp8Rows(const at::Tensor&, const at::Tensor&, const at::Tensor&) { NoCuda(); }
 void StepAdamw(const std::vector<AdamwTensor>&, const AdamwStep&) { NoCuda(); }
 
 }  // namespace longspan::trainer::gpu

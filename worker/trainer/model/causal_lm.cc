@@ -65,7 +65,8 @@ class Decoder : public CausalLm {
     shape_.on_gpu = options.device.is_cuda();
     shape_.weight_ranks = 0;
     if (options.ranks != nullptr && options.spec.resources.shard_weights) {
-      TORCH_CHECK(!plan_.trains_base && !plan_.quantized, "only frozen weights in the compute dtype are shared");
+      TORCH_CHECK(!plan_.trains_base && !plan_.quantized && !plan_.fp8,
+                  "only frozen weights in the compute dtype are shared");
       shape_.weight_ranks = options.ranks->world_size();
       shards_ = std::make_unique<ShardedWeights>(
           planner::ShardWeights(shape_), at::TensorOptions(options.device).dtype(ComputeScalarType(options.spec)),
@@ -81,6 +82,7 @@ class Decoder : public CausalLm {
     weight_options.adapter_folder = options.spec.method.adapter;
     weight_options.shards = shards_.get();
     weight_options.seed = options.spec.training.seed;
+    weight_options.fp8 = plan_.fp8;
     QuantizedBase quantized;
     if (plan_.quantized) {
       quantized =
@@ -337,6 +339,15 @@ class Decoder : public CausalLm {
     return shape;
   }
 
+  // Of a pass that reads the folder's own weights where the model has 8 bits of them.
+  static planner::StepShape OverOriginals(planner::StepShape shape) {
+    shape.fp8 = false;
+    for (planner::LinearShape* linear : {&shape.query_key_value, &shape.output, &shape.mlp_in, &shape.mlp_out}) {
+      linear->unpacked = true;
+    }
+    return shape;
+  }
+
   std::vector<int64_t> OrderOf(PassKind kind) const {
     return kind == PassKind::kTraining ? planner::TrainingOrder(shape_, options_.memory)
                                        : planner::ForwardOrder(shape_);
@@ -348,7 +359,9 @@ class Decoder : public CausalLm {
   at::Tensor Hidden(const ModelWeights& weights, const LayerPass& pass, const at::Tensor& input_ids) {
     const int64_t rows = input_ids.numel();
     if (shards_) shards_->Begin(OrderOf(PassKind::kForward));
-    arena_.Use(planner::LayOut(planner::ForwardBuffers(StepShapeOf(pass, rows), options_.memory)));
+    planner::StepShape shape = StepShapeOf(pass, rows);
+    if (plan_.fp8 && !weights.layers.front().output.fp8) shape = OverOriginals(shape);
+    arena_.Use(planner::LayOut(planner::ForwardBuffers(shape, options_.memory)));
     const at::Tensor hidden =
         arena_.Take(Slot::kHidden, {rows, config_.hidden_size}, weights.embedding.value.scalar_type());
     Embed(weights, input_ids, hidden);

@@ -104,7 +104,7 @@ class CausalLm {
   struct EvaluationOptions {
     RopeScaling rope = RopeScaling::kExtended;
     bool adapted = true;
-    // Of a 4-bit base: the folder's own weights in the place of the dequantized ones, read layer by layer.
+    // Of a base in 4 or 8 bits: the folder's own weights in the place of what was made of them, read layer by layer.
     bool original_weights = false;
     at::Tensor document_ids{};  // as in Batch; full attention within each document
     bool alone = false;         // where ranks share sequences: these are this rank's own, which it computes whole

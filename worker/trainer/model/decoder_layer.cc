@@ -109,7 +109,14 @@ class Layer {
   void AttendBackwardInTiles(const AttentionInputs& inputs, const HeadViews& projected, const Attention& attention,
                              const at::Tensor& out_gradient) const;
 
-  at::Tensor Residual(const Tile& tile, const TailPasses& passes, const at::Tensor& attention_out) const;
+  // Where the norm of the MLP's input goes. Undefined: not wanted.
+  struct NormTarget {
+    at::Tensor out, statistics;
+  };
+  at::Tensor Residual(const Tile& tile, const TailPasses& passes, const at::Tensor& attention_out,
+                      const NormTarget& normed) const;
+  at::Tensor NormedMlpInput(const Tile& tile, const TailPasses& passes, const at::Tensor& attention_out,
+                            const NormTarget& normed) const;
   at::Tensor InnerOf(const Tile& tile) const {
     return kept_.mlp_inner.defined() ? tile.Of(kept_.mlp_inner)
                                      : Take(Slot::kMlpInner, {tile.rows, shape_.mlp_in_size()});
@@ -117,7 +124,7 @@ class Layer {
   bool KeepsAnyOfMlp() const { return kept_.residual.defined() || kept_.mlp_inner.defined(); }
   void ForwardTail(const Tile& tile, const TailPasses& passes, const at::Tensor& attention_out,
                    const at::Tensor& y) const;
-  void MlpBackward(const Tile& tile, const TailPasses& passes, const at::Tensor& input,
+  void MlpBackward(const Tile& tile, const TailPasses& passes, const at::Tensor& attention_out,
                    const at::Tensor& gradient) const;
   void BackwardTail(const Tile& tile, const TailPasses& passes, const at::Tensor& attention_out,
                     const at::Tensor& gradient, const at::Tensor& attention_gradient) const;
@@ -266,21 +273,41 @@ void Layer::AttendBackwardInTiles(const AttentionInputs& inputs, const HeadViews
 
 // ---- behind attention, tile by tile ----
 
-// r = x + o·Woᵀ
-at::Tensor Layer::Residual(const Tile& tile, const TailPasses& passes, const at::Tensor& attention_out) const {
+// r = x + o·Woᵀ, and the norm of it.
+at::Tensor Layer::Residual(const Tile& tile, const TailPasses& passes, const at::Tensor& attention_out,
+                           const NormTarget& normed) const {
   at::Tensor residual =
       kept_.residual.defined() ? tile.Of(kept_.residual) : Take(Slot::kResidual, {tile.rows, shape_.hidden_size});
   weights_.output.Forward(passes.output, tile.Of(attention_out), tile.begin, residual);
-  return residual.add_(tile.Of(x_));
+  if (!normed.out.defined()) return residual.add_(tile.Of(x_));
+  AddAndNormalise(weights_.post_attention_norm, shape_.norm_epsilon, residual, tile.Of(x_), normed.out,
+                  normed.statistics);
+  return residual;
+}
+
+// What the norm before the MLP reads, x or r, and the norm of it.
+at::Tensor Layer::NormedMlpInput(const Tile& tile, const TailPasses& passes, const at::Tensor& attention_out,
+                                 const NormTarget& normed) const {
+  if (!shape_.parallel_residual && !kept_.residual.defined()) return Residual(tile, passes, attention_out, normed);
+  const at::Tensor input = tile.Of(shape_.parallel_residual ? x_ : kept_.residual);
+  Normalise(weights_.post_attention_norm, shape_.norm_epsilon, input, normed.out, normed.statistics);
+  return input;
 }
 
 void Layer::ForwardTail(const Tile& tile, const TailPasses& passes, const at::Tensor& attention_out,
                         const at::Tensor& y) const {
-  const at::Tensor residual = Residual(tile, passes, attention_out);
-  if (!y.defined() && !kept_.mlp_inner.defined()) return;
-  const at::Tensor input = shape_.parallel_residual ? tile.Of(x_) : residual;
+  if (!y.defined() && !kept_.mlp_inner.defined()) {
+    Residual(tile, passes, attention_out, {});
+    return;
+  }
+  const at::Tensor normed = Take(Slot::kNormed, {tile.rows, shape_.hidden_size});
+  const at::Tensor residual =
+      Residual(tile, passes, attention_out, shape_.parallel_residual ? NormTarget{} : NormTarget{normed, {}});
+  if (shape_.parallel_residual) {
+    Normalise(weights_.post_attention_norm, shape_.norm_epsilon, tile.Of(x_), normed, {});
+  }
   const at::Tensor inner = InnerOf(tile);
-  weights_.mlp_in.Forward(passes.mlp_in, Normed(weights_.post_attention_norm, input, {}), tile.begin, inner);
+  weights_.mlp_in.Forward(passes.mlp_in, normed, tile.begin, inner);
   if (!y.defined()) return;
   const at::Tensor product = Take(Slot::kMlpProduct, {tile.rows, shape_.intermediate_size});
   MlpActivation(shape_.activation, inner, arena_).Forward(product);
@@ -290,10 +317,11 @@ void Layer::ForwardTail(const Tile& tile, const TailPasses& passes, const at::Te
 }
 
 // Adds to `gradient`, which is dy of the tile, what the MLP's input gets.
-void Layer::MlpBackward(const Tile& tile, const TailPasses& passes, const at::Tensor& input,
+void Layer::MlpBackward(const Tile& tile, const TailPasses& passes, const at::Tensor& attention_out,
                         const at::Tensor& gradient) const {
   const at::Tensor statistics = StatisticsOf(tile.rows, arena_);
-  const at::Tensor normed = Normed(weights_.post_attention_norm, input, statistics);
+  const at::Tensor normed = Take(Slot::kNormed, {tile.rows, shape_.hidden_size});
+  const at::Tensor input = NormedMlpInput(tile, passes, attention_out, {normed, statistics});
   const at::Tensor inner = InnerOf(tile);
   if (!kept_.mlp_inner.defined()) weights_.mlp_in.Forward(passes.mlp_in, normed, tile.begin, inner);
   const MlpActivation activation(shape_.activation, inner, arena_);
@@ -320,14 +348,9 @@ void Layer::BackwardTail(const Tile& tile, const TailPasses& passes, const at::T
     weights_.output.Backward(passes.output, tile.Of(attention_out), tile_gradient, tile.begin,
                              tile.Of(attention_gradient));
   };
-  if (shape_.parallel_residual) {
-    output_backward();
-    MlpBackward(tile, passes, tile.Of(x_), tile_gradient);
-    return;
-  }
-  MlpBackward(tile, passes, kept_.residual.defined() ? tile.Of(kept_.residual) : Residual(tile, passes, attention_out),
-              tile_gradient);
-  output_backward();
+  if (shape_.parallel_residual) output_backward();
+  MlpBackward(tile, passes, attention_out, tile_gradient);
+  if (!shape_.parallel_residual) output_backward();
 }
 
 void Layer::ProjectionBackward(const at::Tensor& fused_gradient, const at::Tensor& gradient,

@@ -170,6 +170,10 @@ class Loader {
       if (has_bias) linear.bias.narrow(0, part.first_output, part.outputs).copy_(base_.Read(part.name + ".bias"));
       if (plan_.Targets(part.module)) part.lora = LoadLora(part, inputs);
     }
+    if (options_.fp8) {
+      linear.fp8 = QuantizeFp8(linear.weight, linear.parts.front().name);
+      linear.weight.reset();
+    }
     linear.Refresh();
     return linear;
   }
@@ -376,10 +380,11 @@ ModelWeights OverOriginalLinears(const BaseTensors& base, const ModelWeights& we
   for (LayerWeights& layer : result.layers) {
     for (FusedLinear* linear : layer.linears()) {
       for (LinearPart& part : linear->parts) {
-        if (!part.quantized) continue;
+        if (!part.quantized && !linear->fp8) continue;
         part.quantized.reset();
         part.stored = base.Read(part.name + ".weight");
       }
+      linear->fp8.reset();
     }
   }
   return result;

@@ -45,6 +45,7 @@ struct WeightOptions {
   at::ScalarType dtype = at::kFloat;
   at::Device device = at::kCPU;
   std::string adapter_folder;          // empty: A drawn from the seed, B zero
+  bool fp8 = false;                    // the linear layers in 8 bits, from the base's in `dtype`, which is bf16
   QuantizedBase* quantized = nullptr;  // the linear layers in 4 bits, taken from here; null: from the base
   ShardedWeights* shards = nullptr;    // the linear layers go there, this rank's part alone; null: they are whole
   int64_t seed = 0;
@@ -63,8 +64,8 @@ std::vector<Trainable> CarriedTensors(const ModelConfig& config, const ModelWeig
 ModelWeights BaseOf(const ModelConfig& config, const BaseTensors& base, const AdapterPlan& plan,
                     const ModelWeights& weights);
 
-// `weights` with the base's own linear layers in the place of 4-bit ones, as views that a pass copies from. Shares the
-// rest; valid until LoRA changes.
+// `weights` with the base's own linear layers in the place of those in 4 or 8 bits, as views that a pass copies from.
+// Shares the rest; valid until LoRA changes.
 ModelWeights OverOriginalLinears(const BaseTensors& base, const ModelWeights& weights);
 
 // Visits the merged model tensor by tensor (CausalLm::ForEachMergedTensor).

@@ -1,5 +1,6 @@
 #include "worker/trainer/model/norm.h"
 
+#include "worker/trainer/gpu/gpu_kernels.h"
 #include "worker/trainer/model/layer_norm.h"
 
 namespace longspan::trainer {
@@ -21,6 +22,16 @@ void Normalise(const NormWeight& norm, double epsilon, const at::Tensor& x, cons
   } else {
     RmsNorm(x, norm.value, epsilon, out, statistics);
   }
+}
+
+void AddAndNormalise(const NormWeight& norm, double epsilon, const at::Tensor& x, const at::Tensor& added,
+                     const at::Tensor& out, const at::Tensor& statistics) {
+  if (x.is_cuda()) {
+    gpu::AddNorm(x, added, {norm.value, norm.bias, epsilon}, out, statistics);
+    return;
+  }
+  at::Tensor(x).add_(added);
+  Normalise(norm, epsilon, x, out, statistics);
 }
 
 NormWeightGradient WeightGradientOf(const NormWeight& norm, Arena& arena) {

@@ -33,6 +33,10 @@ at::Tensor StatisticsOf(int64_t rows, Arena& arena);
 void Normalise(const NormWeight& norm, double epsilon, const at::Tensor& x, const at::Tensor& out,
                const at::Tensor& statistics);
 
+// x += added, then out = norm(x): on a GPU in one pass over memory, with the bits of the two apart.
+void AddAndNormalise(const NormWeight& norm, double epsilon, const at::Tensor& x, const at::Tensor& added,
+                     const at::Tensor& out, const at::Tensor& statistics);
+
 // Adds what the norm's input gets from out_gradient to x_gradient (N, d), and the gradients of what trains.
 void NormaliseBackward(const NormWeight& norm, const at::Tensor& x, const at::Tensor& statistics,
                        const at::Tensor& out_gradient, const at::Tensor& x_gradient, Arena& arena);
