@@ -83,6 +83,7 @@ void Core::State::StartAttempt(JobEntry& entry, const std::vector<scheduler::Pla
     rank.slot = placements[i].slot;
     rank.incarnation_id = worker.worker.incarnation_id;
     worker.ranks.emplace(job.id, attempt.number, rank.rank);
+    if (rank.slot >= 0) SlotsHeldChange(job, 1);
     ++worker.worker.placements;
     Touch(worker);
     if (i == 0 || attempt.ranks.back().worker_id != rank.worker_id) {
@@ -127,6 +128,7 @@ void Core::State::ReleaseRank(JobEntry& entry, Attempt& attempt, Rank& rank) {
   Touch(attempt);
   CHECK_EQ(workers_.at(rank.worker_id).ranks.erase({attempt.job_id, attempt.number, rank.rank}), 1u);
   DesiredChanged(rank.worker_id);
+  if (rank.slot >= 0) SlotsHeldChange(entry.job, -1);
   pass_due_ = true;
 }
 
@@ -140,7 +142,7 @@ void Core::State::Settle(JobEntry& entry) {
     case JobState::kPausing:
       return MoveTo(entry, JobState::kPaused, "PAUSED", "its ranks have stopped");
     case JobState::kPreempting:
-      return MoveTo(entry, JobState::kQueued, "PREEMPTED", "gave its slots to a job of higher priority");
+      return Requeue(entry);
     case JobState::kQueued:
     case JobState::kStarting:
     case JobState::kRunning:
@@ -151,6 +153,17 @@ void Core::State::Settle(JobEntry& entry) {
     case JobState::kCancelled:
       return;
   }
+}
+
+// After it gave its slots back on request: the request says why.
+void Core::State::Requeue(JobEntry& entry) {
+  if (entry.job.reason == kResizeRequested) {
+    return MoveTo(entry, JobState::kQueued, "RESIZING", "waits to go on with another number of slots");
+  }
+  if (entry.job.reason == kMoveRequested) {
+    return MoveTo(entry, JobState::kQueued, "MOVING", "waits for slots on other workers");
+  }
+  MoveTo(entry, JobState::kQueued, "PREEMPTED", "gave its slots to a job of higher priority");
 }
 
 void Core::State::FinishAttemptWell(JobEntry& entry, Attempt& attempt) {

@@ -10,7 +10,9 @@ void Core::State::IndexJob(JobEntry& entry) {
   entry.order = submission_order_.size();
   submission_order_.push_back(entry.job.id);
   by_request_[entry.job.request_id] = entry.job.id;
-  if (IsWaiting(entry.job.state)) waiting_.insert(entry.job.id);
+  if (!IsWaiting(entry.job.state)) return;
+  waiting_.insert(entry.job.id);
+  ++QueueOf(entry.job).waiting;
 }
 
 void Core::State::On(const JobSubmitted& event) {
@@ -24,6 +26,11 @@ void Core::State::On(const JobSubmitted& event) {
       reply.status = absl::AlreadyExistsError(fmt::format(
           "request id {} was used for {} with another content; choose a new one", event.job.request_id, known->second));
     }
+  } else if (const QueueEntry& queue = QueueOf(event.job);
+             queue.queue.waiting_max > 0 && queue.waiting >= queue.queue.waiting_max) {
+    reply.status = absl::ResourceExhaustedError(fmt::format(
+        "queue {} has {} waiting jobs, as many as it may; submit to another queue, or when some have started",
+        event.job.queue, queue.waiting));
   } else {
     const auto [it, inserted] = jobs_.try_emplace(event.job.id);
     CHECK(inserted && !event.job.id.empty()) << "job id " << event.job.id << " is not fresh";
@@ -160,7 +167,45 @@ void Core::State::SetDraining(const WorkerId& worker_id, bool draining) {
   pass_due_ = true;
 }
 
-void Core::State::On(const DrainRequested& event) { SetDraining(event.worker_id, true); }
+void Core::State::MoveRanksAway(const WorkerEntry& entry) {
+  std::set<JobId> jobs;
+  for (const auto& [job_id, number, rank] : entry.ranks) jobs.insert(job_id);
+  for (const JobId& job_id : jobs) {
+    JobEntry& job = jobs_.at(job_id);
+    if (job.job.state != JobState::kStarting && job.job.state != JobState::kRunning) continue;
+    AskToStop(job, JobState::kPreempting, kMoveRequested,
+              fmt::format("worker {} is drained; its ranks save a checkpoint and go on elsewhere", entry.worker.id));
+  }
+}
+
+void Core::State::On(const UpdateRequested& event) {
+  JobEntry* entry = FindJobOrReply(event.job_id);
+  if (entry == nullptr) return;
+  Job& job = entry->job;
+  if (!IsWaiting(job.state)) {
+    effects_.reply = CommandReply{absl::FailedPreconditionError(
+        fmt::format("{} is {}; only a waiting job can be changed", event.job_id, Name(job.state)))};
+    return;
+  }
+  Touch(*entry);
+  if (event.priority && *event.priority != job.priority) {
+    const int64_t before = std::exchange(job.priority, *event.priority);
+    AddEvent(*entry, "PRIORITY_CHANGED", fmt::format("priority {} instead of {}", job.priority, before));
+    pass_due_ = true;
+  }
+  for (const auto& [key, value] : event.labels) {
+    if (value.empty()) {
+      job.labels.erase(key);
+    } else {
+      job.labels[key] = value;
+    }
+  }
+}
+
+void Core::State::On(const DrainRequested& event) {
+  SetDraining(event.worker_id, true);
+  if (const auto it = workers_.find(event.worker_id); event.move && it != workers_.end()) MoveRanksAway(it->second);
+}
 void Core::State::On(const UndrainRequested& event) { SetDraining(event.worker_id, false); }
 
 }  // namespace longspan::core

@@ -25,6 +25,7 @@
 #include "absl/time/time.h"
 #include "server/core/events.h"
 #include "server/core/types.h"
+#include "server/scheduler/schedule.h"
 
 namespace longspan::core {
 
@@ -44,6 +45,11 @@ struct CoreOptions {
   absl::Duration progress_deadline_min = absl::Seconds(60);  // between samples, or step_times_max step times if longer
   int64_t progress_step_times_max = 20;
   int64_t stalled_attempts_max = 3;  // failed attempts in a row without a new step
+  // An attempt runs at least that long before it is asked to stop for another job or another size.
+  absl::Duration min_run_time = absl::Minutes(10);
+  absl::Duration schedule_interval = absl::Seconds(30);  // of passes while jobs wait, beside those after a change
+  // Its stop_time is checkpoint_grace; its reservation must be longer than that.
+  scheduler::Options scheduler;
 };
 
 // A rank that should exist on a worker.
@@ -72,8 +78,9 @@ struct DesiredRanks {
 
 // A job and all that is known about it.
 struct JobView {
-  Job job;                     // reason and message say why it waits, when it does
-  int64_t queue_position = 0;  // 1: next; 0: does not wait
+  Job job;                                             // reason and message say why it waits, when it does
+  int64_t queue_position = 0;                          // 1: next; 0: does not wait
+  absl::Time expected_start = absl::InfiniteFuture();  // by estimates; InfiniteFuture: not known, or does not wait
   std::optional<Sample> progress;
   std::optional<Checkpoint> latest_checkpoint;
   std::vector<Evaluation> evaluations;
@@ -86,6 +93,12 @@ struct WorkerView {
   std::vector<JobId> slot_jobs;  // beside worker.slots; empty id: free
 };
 
+struct QueueView {
+  Queue queue;
+  int64_t slots_held = 0;
+  int64_t waiting = 0;
+};
+
 // Counted since the start of this process, for metrics.
 struct Counters {
   std::array<std::array<int64_t, 12>, 12>
@@ -95,6 +108,8 @@ struct Counters {
   int64_t fenced_reports = 0;  // ranks refused because their attempt is over
   int64_t stale_reports = 0;   // calls refused as old or replaced
   int64_t scheduler_passes = 0;
+  int64_t preemptions = 0;  // gangs asked to stop for another job
+  int64_t resizes = 0;      // elastic gangs asked to stop for another size
 };
 
 class Core {
@@ -128,6 +143,8 @@ class Core {
   std::optional<JobId> FindRequest(const std::string& request_id) const;
   std::vector<WorkerView> ListWorkers() const;  // by id
   std::optional<WorkerView> ViewWorker(const WorkerId& worker_id) const;
+  // By name; those that were configured or that jobs have named. Use as of `now`.
+  std::vector<QueueView> ListQueues(absl::Time now) const;
   const Counters& counters() const;
   // Jobs by the number of their state.
   std::array<int64_t, 12> JobsByState() const;

@@ -29,11 +29,23 @@ struct PauseRequested {
 struct ResumeRequested {
   JobId job_id;
 };
+// Of a waiting job. Reply: CommandReply.
+struct UpdateRequested {
+  JobId job_id;
+  std::optional<int64_t> priority;            // 0 to 100
+  std::map<std::string, std::string> labels;  // to set; an empty value removes one
+};
 struct DrainRequested {
   WorkerId worker_id;
+  bool move = false;  // its ranks save a checkpoint and go on elsewhere; else they finish there
 };
 struct UndrainRequested {
   WorkerId worker_id;
+};
+
+// What an operator says of a queue; its use stays. Reply: CommandReply.
+struct QueueConfigured {
+  Queue queue;
 };
 
 struct RankExit {
@@ -92,13 +104,14 @@ struct StoredState {
   };
   std::vector<JobRows> jobs;  // in the order of submission
   std::vector<Worker> workers;
+  std::vector<Queue> queues;
 };
 struct Restarted {
   StoredState state;
 };
 
-using Event = std::variant<Restarted, JobSubmitted, CancelRequested, PauseRequested, ResumeRequested, DrainRequested,
-                           UndrainRequested, WorkerReport, Tick>;
+using Event = std::variant<Restarted, JobSubmitted, CancelRequested, PauseRequested, ResumeRequested, UpdateRequested,
+                           DrainRequested, UndrainRequested, QueueConfigured, WorkerReport, Tick>;
 
 // ---- out ----
 
@@ -125,13 +138,14 @@ struct Transaction {
   std::vector<OfJob<Evaluation>> evaluations;  // by model, length, protocol and step
   std::vector<OfJob<Artifact>> artifacts;      // by kind
   std::vector<Worker> workers;
+  std::vector<Queue> queues;
 
   bool empty() const;
   void Append(Transaction&& later);
 };
 
 struct SubmitReply {
-  absl::Status status;  // ALREADY_EXISTS: the request id has another content
+  absl::Status status;  // ALREADY_EXISTS: the request id has another content; RESOURCE_EXHAUSTED: the queue is full
   JobId job_id;
   bool already_submitted = false;
 };

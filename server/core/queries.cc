@@ -43,6 +43,7 @@ namespace {
 void DescribeWait(const scheduler::Wait& wait, JobView& view) {
   if (wait.position == 0 || !IsWaiting(view.job.state)) return;
   view.queue_position = wait.position;
+  view.expected_start = wait.expected_start;
   if (view.job.state == JobState::kRecovering) {
     view.job.message = wait.message + "; " + view.job.message;
   } else {

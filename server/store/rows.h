@@ -10,6 +10,7 @@ namespace longspan::store {
 
 absl::Status WriteJob(Database& database, const core::JobWrite& write);
 absl::Status WriteWorker(Database& database, const core::Worker& worker);
+absl::Status WriteQueue(Database& database, const core::Queue& queue);
 absl::Status WriteAttempt(Database& database, const core::Attempt& attempt);
 absl::Status WriteEvent(Database& database, const JobId& job_id, const core::JobEvent& event);
 absl::Status WriteSample(Database& database, const JobId& job_id, const core::Sample& sample);

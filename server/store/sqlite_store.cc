@@ -82,6 +82,7 @@ class SqliteStore : public Store {
     Database& d = *writer_;
     absl::Status status = WriteEach(t.jobs, [&](const auto& row) { return WriteJob(d, row); });
     if (status.ok()) status = WriteEach(t.workers, [&](const auto& row) { return WriteWorker(d, row); });
+    if (status.ok()) status = WriteEach(t.queues, [&](const auto& row) { return WriteQueue(d, row); });
     if (status.ok()) status = WriteEach(t.attempts, [&](const auto& row) { return WriteAttempt(d, row); });
     if (status.ok()) status = WriteEach(t.events, [&](const auto& of) { return WriteEvent(d, of.job_id, of.row); });
     if (status.ok()) status = WriteEach(t.samples, [&](const auto& of) { return WriteSample(d, of.job_id, of.row); });

@@ -281,8 +281,8 @@ void SimulatedCluster::InjectFaults() {
     job.name = fmt::format("j{}", jobs_.size());
     job.id = JobId("job-" + job.name);
     job.request_id = job.name;
-    job.slots =
-        1 + static_cast<int64_t>(random_() % static_cast<uint64_t>(options_.workers * options_.slots_per_worker));
+    job.gang_sizes = {
+        1 + static_cast<int64_t>(random_() % static_cast<uint64_t>(options_.workers * options_.slots_per_worker))};
     job.max_attempts = 1'000'000;
     job.priority = static_cast<int64_t>(random_() % 3) * 10;
     // Clients retry under the same request id until they get an answer.

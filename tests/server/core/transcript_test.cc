@@ -1,7 +1,8 @@
 // Runs the transcripts of the core: prose, commands, "----", what came out. LONGSPAN_REWRITE=1 writes what came out
 // into the files.
 //
-//   submit NAME [slots=N] [priority=N] [max_attempts=N] [max_run_time=D] [request=R] [content=C]   job-NAME
+//   submit NAME [slots=N | sizes=1,2,4] [priority=N] [queue=Q] [gpu=G] [max_attempts=N] [max_run_time=D] [request=R]
+//          [content=C]                                                                            job-NAME
 //   worker NAME slots=N           a daemon starts          restart-worker NAME    its process is replaced
 //   sync NAME...                  report, answer, and what the daemon does about it ("*": all of them, twice)
 //   report NAME                   a report whose answer is lost
@@ -9,8 +10,10 @@
 //   [phase=P step=N]
 //        [checkpoint=NAME@STEP] [store=ADDRESS] [expect=D] [warning=TEXT]         what a process does; told at the next
 //        sync
-//   cancel|pause|resume JOB       drain|undrain WORKER     advance DURATION       restart-server
-//   show JOB                      workers                  desired WORKER
+//   cancel|pause|resume JOB       drain WORKER [move]      undrain WORKER         advance DURATION
+//   update JOB [priority=N] [label=KEY:VALUE]              queue NAME [weight=X] [slots_max=N] [waiting_max=N]
+//   live DURATION                 time passes; workers report, and running trainers step, every 30 s
+//   restart-server                show JOB                 workers                desired WORKER          queues
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -69,9 +72,13 @@ class Transcript {
     if (command_ == "cancel") return (void)Step(CancelRequested{JobId(Argument(0))});
     if (command_ == "pause") return (void)Step(PauseRequested{JobId(Argument(0))});
     if (command_ == "resume") return (void)Step(ResumeRequested{JobId(Argument(0))});
-    if (command_ == "drain") return (void)Step(DrainRequested{WorkerId(Argument(0))});
+    if (command_ == "drain") return (void)Step(DrainRequested{WorkerId(Argument(0)), arguments_.size() > 1});
+    if (command_ == "update") return Update();
+    if (command_ == "queue") return ConfigureQueue();
+    if (command_ == "queues") return ShowQueues();
     if (command_ == "undrain") return (void)Step(UndrainRequested{WorkerId(Argument(0))});
     if (command_ == "advance") return Advance();
+    if (command_ == "live") return Live();
     if (command_ == "restart-server") return StartServer();
     if (command_ == "show") return Show();
     if (command_ == "workers") return ShowWorkers();
@@ -109,14 +116,48 @@ class Transcript {
     job.request_id = Option("request", job.name);
     if (job.request_id != job.name) job.id = JobId(job.id.value() + "-again");
     job.content_hash = Option("content", "same");
-    job.queue = "default";
-    job.slots = Number("slots", 1);
+    job.queue = Option("queue", "default");
+    job.gang_sizes = {Number("slots", 1)};
+    if (options_.contains("sizes")) {
+      job.gang_sizes.clear();
+      std::istringstream sizes(options_["sizes"]);
+      for (std::string size; std::getline(sizes, size, ',');) job.gang_sizes.push_back(std::stoll(size));
+    }
+    if (options_.contains("gpu")) job.requirements.labels["gpu"] = options_["gpu"];
     job.priority = Number("priority", 50);
     job.max_attempts = Number("max_attempts", 20);
     if (options_.contains("max_run_time")) job.max_run_time = Duration("max_run_time");
     const SubmitReply reply = std::get<SubmitReply>(Step(JobSubmitted{job}).reply);
     if (!reply.status.ok()) Print(Text(reply.status));
     if (reply.already_submitted) Print(fmt::format("already submitted as {}", reply.job_id));
+  }
+
+  void Update() {
+    UpdateRequested update{JobId(Argument(0)), std::nullopt, {}};
+    if (options_.contains("priority")) update.priority = Number("priority", 0);
+    if (options_.contains("label")) {
+      const std::string& label = options_["label"];
+      update.labels[label.substr(0, label.find(':'))] = label.substr(label.find(':') + 1);
+    }
+    Step(update);
+  }
+
+  void ConfigureQueue() {
+    Queue queue;
+    queue.name = Argument(0);
+    queue.weight = std::stod(Option("weight", "1"));
+    queue.slots_max = Number("slots_max", 0);
+    queue.waiting_max = Number("waiting_max", 0);
+    Step(QueueConfigured{queue});
+  }
+
+  void ShowQueues() {
+    for (const QueueView& view : core_->ListQueues(now_)) {
+      Print(fmt::format("{} weight {:g}: {} waiting, {} slots held of {}, used {:.0f} slot-seconds", view.queue.name,
+                        view.queue.weight, view.waiting, view.slots_held,
+                        view.queue.slots_max == 0 ? "any" : std::to_string(view.queue.slots_max),
+                        view.queue.used_slot_seconds));
+    }
   }
 
   void AddWorker() {
@@ -193,6 +234,25 @@ class Transcript {
     Step(Tick{});
   }
 
+  void Live() {
+    absl::Duration left;
+    if (!absl::ParseDuration(Argument(0), &left)) return Print("no duration: " + Argument(0));
+    const std::string whole = Argument(0);
+    for (; left > absl::ZeroDuration(); left -= absl::Seconds(30)) {
+      arguments_[0] = absl::FormatDuration(std::min(left, absl::Seconds(30)));
+      Advance();
+      for (auto& [id, worker] : workers_) {
+        for (auto& [key, rank] : worker.ranks()) {
+          const bool steps = rank.desired.rank == 0 && rank.desired.command == "run" && !rank.report.exit &&
+                             rank.report.state == RankState::kRunning;
+          if (steps) worker.AddSample(key, Phase::kTrain, ++live_steps_[key], now_);
+        }
+        SyncOne(worker);
+      }
+    }
+    arguments_[0] = whole;
+  }
+
   void Show() {
     const absl::StatusOr<JobView> view = core_->ViewJob(JobId(Argument(0)));
     if (!view.ok()) return Print(Text(view.status()));
@@ -251,6 +311,7 @@ class Transcript {
   MemoryStore store_;
   std::unique_ptr<Core> core_;
   std::map<WorkerId, FakeWorker> workers_;
+  std::map<FakeWorker::Key, int64_t> live_steps_;
   std::string command_;
   std::vector<std::string> arguments_;
   std::map<std::string, std::string> options_;
@@ -300,7 +361,8 @@ TEST_P(TranscriptTest, ComesOutAsWritten) {
 INSTANTIATE_TEST_SUITE_P(Core, TranscriptTest,
                          ::testing::Values("a_job_from_submit_to_success", "a_rank_fails", "cancel_and_pause",
                                            "lease_and_fencing", "server_restart", "waiting_and_placement", "deadlines",
-                                           "an_evaluation_has_no_steps", "warnings"),
+                                           "an_evaluation_has_no_steps", "warnings", "preemption", "elastic_jobs",
+                                           "queues", "drain_and_move"),
                          [](const auto& info) { return info.param; });
 
 }  // namespace

@@ -66,6 +66,7 @@ void MemoryStore::Commit(const core::Transaction& transaction) {
            [&row = row](const core::Artifact& known) { return known.kind == row.kind; });
   }
   for (const core::Worker& worker : transaction.workers) workers_[worker.id] = worker;
+  for (const core::Queue& queue : transaction.queues) queues_[queue.name] = queue;
   CheckSlots();
 }
 
@@ -85,6 +86,7 @@ void MemoryStore::CheckSlots() const {
 core::StoredState MemoryStore::Load() const {
   core::StoredState state;
   for (const JobId& job_id : order_) state.jobs.push_back(jobs_.at(job_id));
+  for (const auto& [name, queue] : queues_) state.queues.push_back(queue);
   for (const auto& [worker_id, worker] : workers_) {
     core::Worker& stored = state.workers.emplace_back(worker);
     stored.sequence = 0;

@@ -76,7 +76,7 @@ class Server {
   void RunAJob() {
     Sync();
     core::Job job = MakeJob("a");
-    job.slots = 2;
+    job.gang_sizes = {2};
     job.version = 0;
     Step(core::JobSubmitted{job});
     Step(core::Tick{});
