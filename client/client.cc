@@ -40,6 +40,7 @@ void AddCommands(CLI::App& app, Context& context) {
   AddWatch(app, context);
   AddLogs(app, context);
   AddCancel(app, context);
+  AddDelete(app, context);
   AddPauseAndResume(app, context);
   AddCheckpoints(app, context);
   AddExport(app, context);

@@ -59,6 +59,7 @@ void AddDescribe(CLI::App& app, Context& context);
 void AddWatch(CLI::App& app, Context& context);
 void AddLogs(CLI::App& app, Context& context);
 void AddCancel(CLI::App& app, Context& context);
+void AddDelete(CLI::App& app, Context& context);
 void AddPauseAndResume(CLI::App& app, Context& context);
 void AddCheckpoints(CLI::App& app, Context& context);
 void AddExport(CLI::App& app, Context& context);

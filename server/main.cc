@@ -16,6 +16,7 @@
 #include <thread>
 
 #include "server/http/http_server.h"
+#include "server/restore.h"
 #include "server/rpc/rpc_server.h"
 #include "server/store/sqlite_store.h"
 
@@ -39,6 +40,9 @@ struct Flags {
   double kill_grace_seconds = 10;
   double retry_backoff_seconds = 1;
   double start_deadline_seconds = 300;
+  double keep_finished_days = 90;
+  int64_t keep_finished_max = 20'000;
+  int64_t free_disk_mib_min = 256;
   rpc::TlsFiles tls;
   std::string token_file;
   std::string worker_token_file;
@@ -79,6 +83,18 @@ void AddServeFlags(CLI::App* app, Flags* flags) {
   app->add_option("--start-deadline-seconds", flags->start_deadline_seconds, "From placement until every rank must run")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  app->add_option("--keep-finished-days", flags->keep_finished_days,
+                  "A job that has ended is forgotten after that; its files stay")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app->add_option("--keep-finished-max", flags->keep_finished_max,
+                  "Of jobs that have ended the newest so many are kept")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app->add_option("--free-disk-mib-min", flags->free_disk_mib_min,
+                  "New jobs are refused while the database's disk has less left")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   app->add_option("--tls-cert", flags->tls.certificate, "Certificate chain, PEM");
   app->add_option("--tls-key", flags->tls.key, "Its key, PEM");
   app->add_option("--tls-ca", flags->tls.client_authority,
@@ -103,6 +119,8 @@ core::CoreOptions CoreOptionsOf(const Flags& flags) {
   options.kill_grace = absl::Seconds(flags.kill_grace_seconds);
   options.backoff_first = absl::Seconds(flags.retry_backoff_seconds);
   options.start_deadline = absl::Seconds(flags.start_deadline_seconds);
+  options.keep_finished = absl::Hours(24) * flags.keep_finished_days;
+  options.keep_finished_max = flags.keep_finished_max;
   return options;
 }
 
@@ -189,6 +207,7 @@ absl::Status Serve(const Flags& flags) {
   options.insecure = flags.insecure;
   options.storage = flags.storage;
   options.coordinator.core = core_options;
+  options.coordinator.free_bytes_min = flags.free_disk_mib_min << 20;
   options.coordinator.on_fatal = [](const absl::Status& cause) {
     spdlog::critical("the database is not what this server wrote; stopping: {}", std::string(cause.message()));
     kill(getpid(), SIGTERM);
@@ -227,6 +246,18 @@ absl::Status Backup(const std::string& data_dir, const std::string& target) {
   return store::BackupSqliteDatabase((std::filesystem::path(data_dir) / "longspan.db").string(), target);
 }
 
+absl::Status Restore(const std::string& from, const std::string& data_dir) {
+  const absl::StatusOr<Restored> restored = RestoreBackup(from, data_dir);
+  if (!restored.ok()) return restored.status();
+  std::cout << fmt::format(
+      "restored {} jobs, {} of them unfinished; those that ran then start again from their newest checkpoint of then.\n"
+      "Ranks that workers still run of the time since are refused and stopped when these workers report. If one cannot "
+      "be "
+      "reached, start the server only when its lease has run out.\n",
+      restored->jobs, restored->unfinished);
+  return absl::OkStatus();
+}
+
 int Main(int argc, char** argv) {
   CLI::App app{"The coordinator of a Longspan cluster: accepts jobs, places them on workers, keeps the truth."};
   Flags flags;
@@ -238,9 +269,14 @@ int Main(int argc, char** argv) {
   std::string backup_target;
   backup->add_option("--data-dir", backup_data_dir, "Folder of the database")->required();
   backup->add_option("--to", backup_target, "File to write; must not exist")->required();
+  CLI::App* restore = app.add_subcommand("restore", "Make a backup the database of a server that is to start");
+  std::string restore_from;
+  restore->add_option("--from", restore_from, "File that backup wrote")->required();
+  restore->add_option("--data-dir", backup_data_dir, "Folder of the database; must not have one")->required();
   app.require_subcommand(0, 1);
   CLI::App* serve = &app;
-  const bool has_subcommand = argc > 1 && (std::string(argv[1]) == "version" || std::string(argv[1]) == "backup");
+  const std::string first = argc > 1 ? argv[1] : "";
+  const bool has_subcommand = first == "version" || first == "backup" || first == "restore";
   if (!has_subcommand) AddServeFlags(serve, &flags);
   try {
     app.parse(argc, argv);
@@ -256,7 +292,9 @@ int Main(int argc, char** argv) {
     std::cout << "longspan-server " << LONGSPAN_VERSION << "\n";
     return 0;
   }
-  const absl::Status status = backup->parsed() ? Backup(backup_data_dir, backup_target) : Serve(flags);
+  const absl::Status status = backup->parsed()    ? Backup(backup_data_dir, backup_target)
+                              : restore->parsed() ? Restore(restore_from, backup_data_dir)
+                                                  : Serve(flags);
   if (status.ok()) return 0;
   std::cerr << "longspan-server: " << status.message() << "\n";
   return 1;

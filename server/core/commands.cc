@@ -7,9 +7,10 @@
 namespace longspan::core {
 
 void Core::State::IndexJob(JobEntry& entry) {
-  entry.order = submission_order_.size();
-  submission_order_.push_back(entry.job.id);
+  entry.order = submissions_++;
+  submission_order_.emplace(entry.order, entry.job.id);
   by_request_[entry.job.request_id] = entry.job.id;
+  if (IsTerminal(entry.job.state)) finished_.emplace(entry.job.end_time, entry.job.id);
   if (!IsWaiting(entry.job.state)) return;
   waiting_.insert(entry.job.id);
   ++QueueOf(entry.job).waiting;
@@ -200,6 +201,28 @@ void Core::State::On(const UpdateRequested& event) {
       job.labels[key] = value;
     }
   }
+}
+
+void Core::State::On(const DeleteRequested& event) {
+  JobEntry* entry = FindJobOrReply(event.job_id);
+  if (entry == nullptr) return;
+  if (IsTerminal(entry->job.state) && !HasUnreleasedRanks(*entry)) return Forget(event.job_id);
+  effects_.reply = CommandReply{absl::FailedPreconditionError(
+      IsTerminal(entry->job.state)
+          ? fmt::format("{} has ended, but its ranks have not all stopped; try again in a moment", event.job_id)
+          : fmt::format("{} is {}; cancel it first, only a job that has ended can be deleted", event.job_id,
+                        Name(entry->job.state)))};
+}
+
+void Core::State::Forget(const JobId& job_id) {
+  const auto it = jobs_.find(job_id);
+  const Job& job = it->second.job;
+  finished_.erase({job.end_time, job_id});
+  by_request_.erase(job.request_id);
+  submission_order_.erase(it->second.order);
+  effects_.transaction.deleted_jobs.push_back(job_id);
+  changed_jobs_.insert(job_id);
+  jobs_.erase(it);
 }
 
 void Core::State::On(const DrainRequested& event) {

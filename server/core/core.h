@@ -10,7 +10,8 @@
 //   CHECK(store.Commit(effects.transaction).ok());
 //   publish(effects);
 //
-// Not bounded: jobs, attempts, checkpoints and evaluations stay in memory for ever; samples and events do not.
+// What has ended is forgotten after keep_finished, so memory is bounded by what waits and runs and keep_finished_max.
+// Samples and events are not held in memory.
 #pragma once
 
 #include <array>
@@ -44,7 +45,9 @@ struct CoreOptions {
   absl::Duration first_progress_deadline = absl::Minutes(10);  // from RUNNING to the first sample
   absl::Duration progress_deadline_min = absl::Seconds(60);  // between samples, or step_times_max step times if longer
   int64_t progress_step_times_max = 20;
-  int64_t stalled_attempts_max = 3;  // failed attempts in a row without a new step
+  absl::Duration keep_finished = absl::Hours(24 * 90);  // a job that has ended is forgotten after that
+  int64_t keep_finished_max = 20'000;                   // and the oldest when there are more
+  int64_t stalled_attempts_max = 3;                     // failed attempts in a row without a new step
   // An attempt runs at least that long before it is asked to stop for another job or another size.
   absl::Duration min_run_time = absl::Minutes(10);
   absl::Duration schedule_interval = absl::Seconds(30);  // of passes while jobs wait, beside those after a change

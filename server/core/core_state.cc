@@ -16,7 +16,7 @@ void AppendTo(std::vector<T>& to, std::vector<T>&& from) {
 
 bool Transaction::empty() const {
   return jobs.empty() && attempts.empty() && events.empty() && samples.empty() && checkpoints.empty() &&
-         evaluations.empty() && artifacts.empty() && workers.empty() && queues.empty();
+         evaluations.empty() && artifacts.empty() && workers.empty() && queues.empty() && deleted_jobs.empty();
 }
 
 void Transaction::Append(Transaction&& later) {
@@ -29,6 +29,7 @@ void Transaction::Append(Transaction&& later) {
   AppendTo(artifacts, std::move(later.artifacts));
   AppendTo(workers, std::move(later.workers));
   AppendTo(queues, std::move(later.queues));
+  AppendTo(deleted_jobs, std::move(later.deleted_jobs));
 }
 
 Core::State::State(CoreOptions options)
@@ -95,7 +96,10 @@ void Core::State::MoveTo(JobEntry& entry, JobState to, std::string reason, std::
     job.reserved_until = absl::InfinitePast();
   }
   if (to == JobState::kRunning) job.running_since = now_;
-  if (IsTerminal(to)) job.end_time = now_;
+  if (IsTerminal(to)) {
+    job.end_time = now_;
+    finished_.emplace(now_, job.id);
+  }
   job.reason = reason;
   job.message = message;
   if (IsWaiting(to) || to == JobState::kPaused || IsTerminal(to)) job.phase = Phase::kUnspecified;

@@ -88,11 +88,13 @@ class Core::State {
 
   // commands.cc
   void On(const Restarted& event);
+  void GiveUpAttempt(JobEntry& entry);
   void On(const JobSubmitted& event);
   void On(const CancelRequested& event);
   void On(const PauseRequested& event);
   void On(const ResumeRequested& event);
   void On(const UpdateRequested& event);
+  void On(const DeleteRequested& event);
   void On(const DrainRequested& event);
   void On(const UndrainRequested& event);
   void On(const QueueConfigured& event);
@@ -144,6 +146,8 @@ class Core::State {
   void ExpireLeases();
   void CheckDeadlines(JobEntry& entry);
   void CheckBackoffs();
+  void ForgetFinished();
+  absl::Time ForgetTime() const;  // of the job that ended first
   absl::Time StartDeadline(const Attempt& attempt) const;
   absl::Time StopDeadline(const JobEntry& entry, const Attempt& attempt) const;
   absl::Time RunTimeDeadline(const Job& job) const;
@@ -181,13 +185,16 @@ class Core::State {
   void DesiredChanged(const WorkerId& worker_id);
   void DesiredChanged(const Attempt& attempt);  // of all workers with ranks of it
   void IndexJob(JobEntry& entry);
+  void Forget(const JobId& job_id);
   Effects TakeEffects();
 
   const CoreOptions options_;
   bool started_ = false;
   absl::Time restart_time_;
   std::map<JobId, JobEntry> jobs_;
-  std::vector<JobId> submission_order_;
+  std::map<size_t, JobId> submission_order_;
+  size_t submissions_ = 0;                           // ever, or since the start
+  std::set<std::pair<absl::Time, JobId>> finished_;  // by end time
   std::unordered_map<std::string, JobId> by_request_;
   std::map<WorkerId, WorkerEntry> workers_;
   std::map<std::string, QueueEntry> queues_;

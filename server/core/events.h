@@ -35,6 +35,11 @@ struct UpdateRequested {
   std::optional<int64_t> priority;            // 0 to 100
   std::map<std::string, std::string> labels;  // to set; an empty value removes one
 };
+// Of a job that has ended: it is forgotten, with its events, samples and checkpoints' names. Files stay. Reply:
+// CommandReply.
+struct DeleteRequested {
+  JobId job_id;
+};
 struct DrainRequested {
   WorkerId worker_id;
   bool move = false;  // its ranks save a checkpoint and go on elsewhere; else they finish there
@@ -108,10 +113,14 @@ struct StoredState {
 };
 struct Restarted {
   StoredState state;
+  // The state is of a backup: what happened after it is not known. Every running attempt is given up, and the numbers
+  // of new ones are far from any that the lost time may have used, so that their checkpoints meet no older ones and
+  // ranks of the lost time are refused. Jobs go on from their newest known checkpoint.
+  bool from_backup = false;
 };
 
 using Event = std::variant<Restarted, JobSubmitted, CancelRequested, PauseRequested, ResumeRequested, UpdateRequested,
-                           DrainRequested, UndrainRequested, QueueConfigured, WorkerReport, Tick>;
+                           DeleteRequested, DrainRequested, UndrainRequested, QueueConfigured, WorkerReport, Tick>;
 
 // ---- out ----
 
@@ -139,6 +148,7 @@ struct Transaction {
   std::vector<OfJob<Artifact>> artifacts;      // by kind
   std::vector<Worker> workers;
   std::vector<Queue> queues;
+  std::vector<JobId> deleted_jobs;  // with all that hangs on them; after everything else
 
   bool empty() const;
   void Append(Transaction&& later);

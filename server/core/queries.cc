@@ -28,7 +28,7 @@ DesiredRanks Core::Desired(const WorkerId& worker_id) const {
 absl::StatusOr<JobId> Core::ResolveJob(const std::string& id_or_name) const {
   if (state_->jobs_.contains(JobId(id_or_name))) return JobId(id_or_name);
   std::vector<JobId> named;
-  for (const JobId& job_id : state_->submission_order_) {
+  for (const auto& [order, job_id] : state_->submission_order_) {
     if (state_->jobs_.at(job_id).job.name == id_or_name) named.push_back(job_id);
   }
   if (named.size() == 1) return named.front();
@@ -74,14 +74,15 @@ absl::StatusOr<JobView> Core::ViewJob(const JobId& job_id) const {
 
 std::vector<JobView> Core::ListJobs(const JobId& before, size_t limit,
                                     const std::function<bool(const Job&)>& matches) const {
-  size_t end = state_->submission_order_.size();
+  const auto& order = state_->submission_order_;
+  auto end = order.end();
   if (!before.empty()) {
     const auto it = state_->jobs_.find(before);
-    end = it == state_->jobs_.end() ? 0 : it->second.order;
+    end = it == state_->jobs_.end() ? order.begin() : order.find(it->second.order);
   }
   std::vector<JobView> views;
-  for (size_t i = end; i > 0 && views.size() < limit; --i) {
-    const State::JobEntry& entry = state_->jobs_.at(state_->submission_order_[i - 1]);
+  for (auto i = std::make_reverse_iterator(end); i != order.rend() && views.size() < limit; ++i) {
+    const State::JobEntry& entry = state_->jobs_.at(i->second);
     if (!matches(entry.job)) continue;
     JobView view;
     view.job = entry.job;

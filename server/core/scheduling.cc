@@ -159,8 +159,8 @@ void Core::State::StopForAnother(const scheduler::Stop& stop) {
   ReserveSlots(entry, stop.keep);
   const bool grows = stop.why == scheduler::Stop::Why::kGrows;
   AskToStop(entry, JobState::kPreempting, kResizeRequested,
-            fmt::format("goes on with {} slots instead of {}{}; its ranks save a checkpoint and stop",
-                        stop.keep.size(), size, grows ? "" : ", the others are for " + stop.beneficiary.value()));
+            fmt::format("goes on with {} slots instead of {}{}; its ranks save a checkpoint and stop", stop.keep.size(),
+                        size, grows ? "" : ", the others are for " + stop.beneficiary.value()));
 }
 
 void Core::State::RunScheduler() {
@@ -189,8 +189,8 @@ void Core::State::RecordWait(const scheduler::Wait& wait) {
   const auto waits_for_slots = [](const std::string& reason) {
     return reason == scheduler::kGangDoesNotFit || reason == scheduler::kBehindInQueue;
   };
-  const bool announced = entry.announced_wait == wait.reason ||
-                         (waits_for_slots(entry.announced_wait) && waits_for_slots(wait.reason));
+  const bool announced =
+      entry.announced_wait == wait.reason || (waits_for_slots(entry.announced_wait) && waits_for_slots(wait.reason));
   if (passing || announced) return;
   entry.announced_wait = wait.reason;
   AddEvent(entry, wait.reason, wait.message);

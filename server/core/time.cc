@@ -7,6 +7,12 @@
 #include "server/core/core_state.h"
 
 namespace longspan::core {
+namespace {
+
+constexpr int kForgottenMax = 100;          // jobs in one step
+constexpr int64_t kAttemptsLostMax = 1000;  // that a job may have begun after a backup
+
+}  // namespace
 
 // Every worker gets a fresh grace: its ranks are adopted when it reports, and lost when it does not. Nothing is killed
 // and no attempt number is used up.
@@ -42,7 +48,25 @@ void Core::State::On(const Restarted& event) {
     }
     IndexJob(entry);
   }
+  if (event.from_backup) {
+    for (auto& [job_id, entry] : jobs_) {
+      if (!IsTerminal(entry.job.state)) GiveUpAttempt(entry);
+    }
+  }
   pass_due_ = true;
+}
+
+void Core::State::GiveUpAttempt(JobEntry& entry) {
+  Touch(entry);
+  Attempt* attempt = NewestAttempt(entry);
+  if (attempt != nullptr && IsLive(*attempt)) {
+    Cause cause;
+    cause.message = "the database was restored from a backup";
+    cause.time = now_;
+    cause.counts = false;
+    FailAttempt(entry, *attempt, cause);
+  }
+  entry.job.attempt += kAttemptsLostMax;
 }
 
 void Core::State::On(const Tick& event) {
@@ -50,6 +74,7 @@ void Core::State::On(const Tick& event) {
   const std::set<JobId> busy = busy_;
   for (const JobId& job_id : busy) CheckDeadlines(jobs_.at(job_id));
   CheckBackoffs();
+  ForgetFinished();
   if (WantsPasses() && now_ - last_pass_ >= options_.schedule_interval) pass_due_ = true;
   if (pass_due_) RunScheduler();
 }
@@ -139,9 +164,24 @@ void Core::State::CheckBackoffs() {
   }
 }
 
+absl::Time Core::State::ForgetTime() const {
+  if (finished_.empty()) return kNever;
+  const bool too_many = static_cast<int64_t>(finished_.size()) > options_.keep_finished_max;
+  return too_many ? now_ : finished_.begin()->first + options_.keep_finished;
+}
+
+// The oldest first, a few in a step, so that no commit becomes long. One whose ranks linger keeps those behind it.
+void Core::State::ForgetFinished() {
+  for (int i = 0; i < kForgottenMax && ForgetTime() <= now_; ++i) {
+    const JobId job_id = finished_.begin()->second;
+    if (HasUnreleasedRanks(jobs_.at(job_id)) || touched_jobs_.contains(job_id)) return;
+    Forget(job_id);
+  }
+}
+
 absl::Time Core::State::NextDeadline() const {
   if (pass_due_) return now_;
-  absl::Time next = kNever;
+  absl::Time next = ForgetTime();
   for (const auto& [worker_id, entry] : workers_) {
     next = std::min({next, entry.worker.lease_end, entry.worker.release_time});
   }

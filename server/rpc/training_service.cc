@@ -186,8 +186,9 @@ grpc::ServerUnaryReactor* TrainingServiceImpl::ListJobs(Context* context, const 
   parts_.coordinator->Query([this, call, page = *parsed](absl::StatusOr<const core::Core*> core) {
     if (!core.ok()) return (void)call->Fail(Error(core.status()));
     if (!page.before.empty() && !(*core)->ViewJob(page.before).ok()) {
-      return (void)call->Fail(InvalidFields("the page cannot be found:",
-                                            {{"page_token", "is not one of this server; start again without one"}}));
+      return (void)call->Fail(
+          InvalidFields("the page cannot be found:",
+                        {{"page_token", "starts at a job that is not there (any more); start again without one"}}));
     }
     std::vector<core::JobView> views =
         (*core)->ListJobs(page.before, page.size + 1, [&](const core::Job& job) { return page.Matches(job); });
@@ -391,9 +392,23 @@ grpc::ServerUnaryReactor* TrainingServiceImpl::UpdateJob(Context* context, const
                                                          v1::UpdateJobResponse*) {
   return NotYet(context, "UpdateJob");
 }
-grpc::ServerUnaryReactor* TrainingServiceImpl::DeleteJob(Context* context, const v1::DeleteJobRequest*,
-                                                         v1::DeleteJobResponse*) {
-  return NotYet(context, "DeleteJob");
+grpc::ServerUnaryReactor* TrainingServiceImpl::DeleteJob(Context* context, const v1::DeleteJobRequest* request,
+                                                         v1::DeleteJobResponse* response) {
+  const auto call = StartCall(context, response);
+  if (call->ended()) return call.get();
+  parts_.coordinator->Query([this, call, asked_for = request->job_id()](absl::StatusOr<const core::Core*> core) {
+    if (!core.ok()) return (void)call->Fail(Error(core.status()));
+    const absl::StatusOr<JobId> resolved = (*core)->ResolveJob(asked_for);
+    if (!resolved.ok()) return (void)call->Fail(Error(resolved.status()));
+    parts_.coordinator->Send(core::DeleteRequested{*resolved},
+                             [call](absl::StatusOr<core::Reply> reply, const core::Core*) {
+                               if (!reply.ok()) return (void)call->Fail(Error(reply.status()));
+                               const absl::Status& status = std::get<core::CommandReply>(*reply).status;
+                               if (!status.ok()) return (void)call->Fail(Error(status));
+                               call->Answer([](v1::DeleteJobResponse*) { return grpc::Status::OK; });
+                             });
+  });
+  return call.get();
 }
 grpc::ServerReadReactor<v1::UploadFileRequest>* TrainingServiceImpl::UploadFile(Context* context,
                                                                                 v1::UploadFileResponse*) {

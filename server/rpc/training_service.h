@@ -49,6 +49,7 @@ class TrainingServiceImpl final : public v1::TrainingService::CallbackService {
   Unary* UndrainWorker(Context*, const v1::UndrainWorkerRequest*, v1::UndrainWorkerResponse*) override;
   Unary* PlanJob(Context*, const v1::PlanJobRequest*, v1::PlanJobResponse*) override;
   Unary* ListFiles(Context*, const v1::ListFilesRequest*, v1::ListFilesResponse*) override;
+  Unary* DeleteJob(Context*, const v1::DeleteJobRequest*, v1::DeleteJobResponse*) override;
   Unary* GetServerInfo(Context*, const v1::GetServerInfoRequest*, v1::GetServerInfoResponse*) override;
   Writer<v1::WatchJobResponse>* WatchJob(Context*, const v1::WatchJobRequest*) override;
   Writer<v1::StreamLogsResponse>* StreamLogs(Context*, const v1::StreamLogsRequest*) override;
@@ -58,7 +59,6 @@ class TrainingServiceImpl final : public v1::TrainingService::CallbackService {
   Unary* ExportJob(Context*, const v1::ExportJobRequest*, v1::ExportJobResponse*) override;
   Unary* EvaluateModel(Context*, const v1::EvaluateModelRequest*, v1::EvaluateModelResponse*) override;
   Unary* UpdateJob(Context*, const v1::UpdateJobRequest*, v1::UpdateJobResponse*) override;
-  Unary* DeleteJob(Context*, const v1::DeleteJobRequest*, v1::DeleteJobResponse*) override;
   grpc::ServerReadReactor<v1::UploadFileRequest>* UploadFile(Context*, v1::UploadFileResponse*) override;
   Unary* ListQueues(Context*, const v1::ListQueuesRequest*, v1::ListQueuesResponse*) override;
   Unary* UpdateQueue(Context*, const v1::UpdateQueueRequest*, v1::UpdateQueueResponse*) override;

@@ -75,9 +75,8 @@ int64_t Cluster::CountOwned(SlotNumber begin, SlotNumber end, const Access& acce
   if (access.owner.empty()) return 0;
   const auto owned = owned_.find(access.owner);
   if (owned == owned_.end()) return 0;
-  return std::count_if(owned->second.begin(), owned->second.end(), [&](SlotNumber slot) {
-    return slot >= begin && slot < end && IsUsable(slot, access);
-  });
+  return std::count_if(owned->second.begin(), owned->second.end(),
+                       [&](SlotNumber slot) { return slot >= begin && slot < end && IsUsable(slot, access); });
 }
 
 int64_t Cluster::Usable(const Access& access) const {

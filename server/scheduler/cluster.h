@@ -90,7 +90,7 @@ class Cluster {
 
   const Snapshot* snapshot_;
   bool any_open_ = false;
-  std::vector<SlotNumber> begin_;       // by worker, and one more
+  std::vector<SlotNumber> begin_;        // by worker, and one more
   std::vector<WorkerNumber> worker_of_;  // by slot
   std::vector<int32_t> racks_;           // by worker
   std::vector<uint8_t> open_;            // by worker

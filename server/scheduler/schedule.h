@@ -49,6 +49,7 @@ struct WorkerSlots {
 struct Requirements {
   std::map<std::string, std::string> labels;  // of the worker, each equal; "gpu" is a part of the slot's device name
   int64_t memory_bytes_min = 0;
+  bool operator==(const Requirements&) const = default;
   bool operator<(const Requirements& other) const {
     return std::tie(labels, memory_bytes_min) < std::tie(other.labels, other.memory_bytes_min);
   }

@@ -312,6 +312,10 @@ absl::Status WriteWorker(Database& database, const core::Worker& worker) {
       .Run();
 }
 
+absl::Status DeleteJob(Database& database, const JobId& job_id) {
+  return database.Prepared("DELETE FROM jobs WHERE job_id = ?").Bind(job_id.value()).Run();
+}
+
 absl::Status WriteQueue(Database& database, const core::Queue& queue) {
   return database
       .Prepared(
@@ -358,14 +362,31 @@ absl::Status WriteEvent(Database& database, const JobId& job_id, const core::Job
       .Run();
 }
 
-absl::Status WriteSample(Database& database, const JobId& job_id, const core::Sample& sample) {
+namespace {
+
+// Of samples older than `age` others, every tenth stays: looked at in blocks as long as the age, when one is complete.
+absl::Status ThinSamples(Database& database, const JobId& job_id, int64_t newest, int64_t age, int64_t every) {
+  if (newest % age != 0) return absl::OkStatus();
   return database
-      .Prepared(
-          "INSERT INTO samples (job_id, sequence, attempt, phase, step, steps, values_json, time) VALUES "
-          "(?,?,?,?,?,?,?,?)")
-      .BindAll(job_id.value(), sample.sequence, sample.attempt, Number(sample.phase), sample.step, sample.steps,
-               ToJson(sample.values), sample.time)
+      .Prepared("DELETE FROM samples WHERE job_id = ? AND sequence > ? AND sequence <= ? AND sequence % ? <> 0")
+      .BindAll(job_id.value(), newest - 2 * age, newest - age, every)
       .Run();
+}
+
+}  // namespace
+
+absl::Status WriteSample(Database& database, const JobId& job_id, const core::Sample& sample) {
+  absl::Status written =
+      database
+          .Prepared(
+              "INSERT INTO samples (job_id, sequence, attempt, phase, step, steps, values_json, time) VALUES "
+              "(?,?,?,?,?,?,?,?)")
+          .BindAll(job_id.value(), sample.sequence, sample.attempt, Number(sample.phase), sample.step, sample.steps,
+                   ToJson(sample.values), sample.time)
+          .Run();
+  if (written.ok()) written = ThinSamples(database, job_id, sample.sequence, kSamplesWhole, 10);
+  if (written.ok()) written = ThinSamples(database, job_id, sample.sequence, 10 * kSamplesWhole, 100);
+  return written;
 }
 
 absl::Status WriteCheckpoint(Database& database, const JobId& job_id, const core::Checkpoint& checkpoint) {

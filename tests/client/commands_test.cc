@@ -475,6 +475,8 @@ TEST_F(CommandsTest, WorkersAndCheckpointsAreTables) {
   EXPECT_THAT(client_.Run({"checkpoints", "job-1"}).out,
               ::testing::ContainsRegex("step-00000200.attempt-3 +200 +0 +3.0 MiB"));
   EXPECT_EQ(client_.Run({"cancel", "job-1"}).out, "job-1 is CANCELLING\n");
+  EXPECT_EQ(client_.Run({"delete", "job-1"}).out, "job-1 is deleted; its files stay\n");
+  EXPECT_EQ(server_.service.deleted, std::vector<std::string>{"job-1"});
 }
 
 TEST_F(CommandsTest, DownloadResumesChecksAndStaysInItsFolder) {
@@ -521,8 +523,8 @@ TEST_F(CommandsTest, CompletionKnowsEveryCommand) {
     const Result result = client_.Run({"completion", shell});
     EXPECT_EQ(result.exit_code, kExitSucceeded);
     for (const char* command :
-         {"submit", "plan", "list", "describe", "watch", "logs", "cancel", "pause", "resume", "checkpoints", "export",
-          "download", "workers", "drain", "undrain", "dev", "version", "completion"}) {
+         {"submit", "plan", "list", "describe", "watch", "logs", "cancel", "delete", "pause", "resume", "checkpoints",
+          "export", "download", "workers", "drain", "undrain", "dev", "version", "completion"}) {
       EXPECT_THAT(result.out, HasSubstr(command)) << shell;
     }
   }

@@ -96,6 +96,11 @@ class FakeService final : public v1::TrainingService::Service {
     *response = plan;
     return plan_status;
   }
+  grpc::Status DeleteJob(grpc::ServerContext*, const v1::DeleteJobRequest* request, v1::DeleteJobResponse*) override {
+    const Visit visit;
+    deleted.push_back(request->job_id());
+    return grpc::Status::OK;
+  }
   grpc::Status CancelJob(grpc::ServerContext*, const v1::CancelJobRequest*, v1::CancelJobResponse* response) override {
     const Visit visit;
     *response->mutable_job() = job;
@@ -131,6 +136,7 @@ class FakeService final : public v1::TrainingService::Service {
   grpc::Status plan_status;
   std::vector<v1::PlanJobRequest> planned;
   std::map<std::string, v1::ListFilesResponse> folders;
+  std::vector<std::string> deleted;
   std::vector<v1::DownloadFileRequest> downloads;
   std::function<grpc::Status(const v1::DownloadFileRequest&, grpc::ServerWriter<v1::DownloadFileResponse>*)>
       download_script;

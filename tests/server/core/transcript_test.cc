@@ -13,6 +13,7 @@
 //   cancel|pause|resume JOB       drain WORKER [move]      undrain WORKER         advance DURATION
 //   update JOB [priority=N] [label=KEY:VALUE]              queue NAME [weight=X] [slots_max=N] [waiting_max=N]
 //   live DURATION                 time passes; workers report, and running trainers step, every 30 s
+//   delete JOB                    restore-server: from a backup made just now
 //   restart-server                show JOB                 workers                desired WORKER          queues
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -39,7 +40,7 @@ std::string Text(const absl::Status& status) {
 
 class Transcript {
  public:
-  Transcript() { StartServer(); }
+  Transcript() { StartServer(false); }
 
   std::string Run(const std::string& line) {
     out_.clear();
@@ -79,18 +80,20 @@ class Transcript {
     if (command_ == "undrain") return (void)Step(UndrainRequested{WorkerId(Argument(0))});
     if (command_ == "advance") return Advance();
     if (command_ == "live") return Live();
-    if (command_ == "restart-server") return StartServer();
+    if (command_ == "restart-server") return StartServer(false);
+    if (command_ == "restore-server") return StartServer(true);
+    if (command_ == "delete") return (void)Step(DeleteRequested{JobId(Argument(0))});
     if (command_ == "show") return Show();
     if (command_ == "workers") return ShowWorkers();
     if (command_ == "desired") return ShowDesired();
     Print("unknown command " + command_);
   }
 
-  void StartServer() {
+  void StartServer(bool from_backup) {
     CoreOptions options;
     options.jobs_folder = "/storage/jobs";
     core_ = std::make_unique<Core>(options);
-    Step(Restarted{store_.Load()});
+    Step(Restarted{store_.Load(), from_backup});
   }
 
   Effects Step(const Event& event) {
@@ -362,7 +365,7 @@ INSTANTIATE_TEST_SUITE_P(Core, TranscriptTest,
                          ::testing::Values("a_job_from_submit_to_success", "a_rank_fails", "cancel_and_pause",
                                            "lease_and_fencing", "server_restart", "waiting_and_placement", "deadlines",
                                            "an_evaluation_has_no_steps", "warnings", "preemption", "elastic_jobs",
-                                           "queues", "drain_and_move"),
+                                           "queues", "drain_and_move", "backup_and_retention"),
                          [](const auto& info) { return info.param; });
 
 }  // namespace

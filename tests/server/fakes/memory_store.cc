@@ -66,6 +66,13 @@ void MemoryStore::Commit(const core::Transaction& transaction) {
            [&row = row](const core::Artifact& known) { return known.kind == row.kind; });
   }
   for (const core::Worker& worker : transaction.workers) workers_[worker.id] = worker;
+  for (const JobId& job_id : transaction.deleted_jobs) {
+    CHECK(core::IsTerminal(jobs_.at(job_id).job.state)) << job_id << " is deleted before its end";
+    jobs_.erase(job_id);
+    events_.erase(job_id);
+    samples_.erase(job_id);
+    std::erase(order_, job_id);
+  }
   for (const core::Queue& queue : transaction.queues) queues_[queue.name] = queue;
   CheckSlots();
 }

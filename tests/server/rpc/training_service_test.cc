@@ -185,6 +185,24 @@ TEST(CancelJob, EndsAWaitingJobAndMayBeRepeated) {
   }
 }
 
+TEST(DeleteJob, ForgetsAJobThatHasEndedAndNoOther) {
+  TestCluster cluster;
+  const v1::Job job = cluster.Submit("request-1");
+  v1::DeleteJobRequest request;
+  request.set_job_id(job.job_id());
+  v1::DeleteJobResponse response;
+  const grpc::Status early = cluster.client().DeleteJob(NewContext().get(), request, &response);
+  EXPECT_EQ(early.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_THAT(early.error_message(), HasSubstr("cancel it first"));
+  v1::CancelJobRequest cancel;
+  cancel.set_job_id(job.job_id());
+  v1::CancelJobResponse cancelled;
+  ASSERT_TRUE(cluster.client().CancelJob(NewContext().get(), cancel, &cancelled).ok());
+  ASSERT_TRUE(cluster.client().DeleteJob(NewContext().get(), request, &response).ok());
+  EXPECT_EQ(cluster.client().DeleteJob(NewContext().get(), request, &response).error_code(),
+            grpc::StatusCode::NOT_FOUND);
+}
+
 TEST(PauseJob, StopsAWaitingJobUntilItIsResumed) {
   TestCluster cluster;
   const v1::Job job = cluster.Submit("request-1");
