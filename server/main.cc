@@ -258,6 +258,11 @@ absl::Status Restore(const std::string& from, const std::string& data_dir) {
   return absl::OkStatus();
 }
 
+absl::Status ServeIn(Flags flags) {
+  flags.storage = std::filesystem::absolute(flags.storage).lexically_normal().string();  // jobs keep it for ever
+  return Serve(flags);
+}
+
 int Main(int argc, char** argv) {
   CLI::App app{"The coordinator of a Longspan cluster: accepts jobs, places them on workers, keeps the truth."};
   Flags flags;
@@ -285,7 +290,6 @@ int Main(int argc, char** argv) {
   }
   spdlog::set_default_logger(spdlog::stderr_color_mt("server"));
   spdlog::set_level(spdlog::level::from_str(flags.log_level));
-  flags.storage = std::filesystem::absolute(flags.storage).lexically_normal().string();  // jobs keep it for ever
   // gRPC speaks on standard error by itself; what matters of it comes back as statuses.
   gpr_set_log_function([](gpr_log_func_args* args) { spdlog::debug("grpc: {}", args->message); });
   if (version->parsed()) {
@@ -294,7 +298,7 @@ int Main(int argc, char** argv) {
   }
   const absl::Status status = backup->parsed()    ? Backup(backup_data_dir, backup_target)
                               : restore->parsed() ? Restore(restore_from, backup_data_dir)
-                                                  : Serve(flags);
+                                                  : ServeIn(flags);
   if (status.ok()) return 0;
   std::cerr << "longspan-server: " << status.message() << "\n";
   return 1;
