@@ -39,6 +39,8 @@ struct Flags {
   double kill_grace_seconds = 10;
   double retry_backoff_seconds = 1;
   double start_deadline_seconds = 300;
+  double progress_deadline_seconds = 60;
+  double first_progress_deadline_seconds = 600;
   rpc::TlsFiles tls;
   std::string token_file;
   std::string worker_token_file;
@@ -79,6 +81,14 @@ void AddServeFlags(CLI::App* app, Flags* flags) {
   app->add_option("--start-deadline-seconds", flags->start_deadline_seconds, "From placement until every rank must run")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  app->add_option("--progress-deadline-seconds", flags->progress_deadline_seconds,
+                  "A job that makes no step for so long, or for 20 of its step times if that is longer, is restarted")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app->add_option("--first-progress-deadline-seconds", flags->first_progress_deadline_seconds,
+                  "The same, from its start to its first step")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   app->add_option("--tls-cert", flags->tls.certificate, "Certificate chain, PEM");
   app->add_option("--tls-key", flags->tls.key, "Its key, PEM");
   app->add_option("--tls-ca", flags->tls.client_authority,
@@ -103,6 +113,8 @@ core::CoreOptions CoreOptionsOf(const Flags& flags) {
   options.kill_grace = absl::Seconds(flags.kill_grace_seconds);
   options.backoff_first = absl::Seconds(flags.retry_backoff_seconds);
   options.start_deadline = absl::Seconds(flags.start_deadline_seconds);
+  options.progress_deadline_min = absl::Seconds(flags.progress_deadline_seconds);
+  options.first_progress_deadline = absl::Seconds(flags.first_progress_deadline_seconds);
   return options;
 }
 
