@@ -37,6 +37,7 @@ struct Flags {
   double slot_reuse_seconds = 0;
   double restart_grace_seconds = 120;
   double kill_grace_seconds = 10;
+  double checkpoint_grace_seconds = 120;
   double retry_backoff_seconds = 1;
   double start_deadline_seconds = 300;
   double progress_deadline_seconds = 60;
@@ -72,6 +73,10 @@ void AddServeFlags(CLI::App* app, Flags* flags) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app->add_option("--kill-grace-seconds", flags->kill_grace_seconds, "Time for a cancelled rank to stop")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app->add_option("--checkpoint-grace-seconds", flags->checkpoint_grace_seconds,
+                  "Time for a paused or preempted rank to save a checkpoint and stop")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app->add_option("--retry-backoff-seconds", flags->retry_backoff_seconds,
@@ -111,6 +116,7 @@ core::CoreOptions CoreOptionsOf(const Flags& flags) {
       absl::Seconds(flags.slot_reuse_seconds > 0 ? flags.slot_reuse_seconds : flags.lease_seconds * 1.25);
   options.restart_grace = absl::Seconds(flags.restart_grace_seconds);
   options.kill_grace = absl::Seconds(flags.kill_grace_seconds);
+  options.checkpoint_grace = absl::Seconds(flags.checkpoint_grace_seconds);
   options.backoff_first = absl::Seconds(flags.retry_backoff_seconds);
   options.start_deadline = absl::Seconds(flags.start_deadline_seconds);
   options.progress_deadline_min = absl::Seconds(flags.progress_deadline_seconds);
