@@ -70,7 +70,8 @@ class Core::State {
     std::string message;
     WorkerId worker_id;
     absl::Time time;
-    bool counts = true;  // against the limits of retries
+    bool counts = true;    // against the limits of retries
+    bool crashed = false;  // the process was ended from outside, or by its own mistake, and did not say anything
   };
 
   // commands.cc
@@ -96,6 +97,8 @@ class Core::State {
   void RetryOrFail(JobEntry& entry, Attempt& attempt, const Cause& cause);
   void FailJob(JobEntry& entry, std::string reason, std::string message);
   void EndAttempt(JobEntry& entry, Attempt& attempt);
+  // Whether it explains the end of an attempt better than what is known.
+  static bool IsBetter(const Cause& cause, const Attempt& attempt);
   // A better explanation of an attempt that has already ended.
   void LearnLateCause(JobEntry& entry, Attempt& attempt, const Cause& cause);
   void ReleaseRank(JobEntry& entry, Attempt& attempt, Rank& rank);
@@ -109,6 +112,7 @@ class Core::State {
 
   // reports.cc
   bool AcceptReport(const WorkerReport& report, ReportReply& reply);
+  void LoseRank(JobEntry& entry, Attempt& attempt, const Cause& cause);
   void TakeOver(WorkerEntry& entry, const std::string& incarnation_id);
   void UpdateWorker(WorkerEntry& entry, const WorkerReport& report);
   RankAcknowledgement OnRankReport(const WorkerReport& report, const RankReport& rank_report);

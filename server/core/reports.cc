@@ -143,15 +143,22 @@ void Core::State::TakeOver(WorkerEntry& entry, const std::string& incarnation_id
     Attempt& attempt = job.attempts.at(number);
     Rank& rank = attempt.ranks.at(rank_number);
     ReleaseRank(job, attempt, rank);
-    if (!IsLive(attempt)) {
-      Settle(job);
-      continue;
-    }
     Cause cause;
     cause.message = fmt::format("rank {} was lost: the daemon of worker {} restarted", rank.rank, worker.id);
     cause.worker_id = worker.id;
-    cause.time = now_;
-    FailAttempt(job, attempt, cause);
+    cause.time = worker.last_seen;
+    if (!rank.exited) LoseRank(job, attempt, cause);
+    Settle(job);
+  }
+}
+
+// Its peers lose their connections and often tell of it long before the loss itself is known. The time of the cause is
+// when the rank's worker was last heard of: what ended before then ended for another reason.
+void Core::State::LoseRank(JobEntry& entry, Attempt& attempt, const Cause& cause) {
+  if (IsLive(attempt)) {
+    FailAttempt(entry, attempt, cause);
+  } else {
+    LearnLateCause(entry, attempt, cause);
   }
 }
 
