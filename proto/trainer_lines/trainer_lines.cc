@@ -1,5 +1,7 @@
 #include "proto/trainer_lines/trainer_lines.h"
 
+#include <time.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -130,6 +132,7 @@ void Fields(A& a, CheckpointRecorded& line) {
   a.Required("name", line.name);
 }
 
+  a.Optional("until_boottime_seconds", line.until_boottime_seconds);
 // ---- encoding ----
 
 json NumberToJson(double value) {
@@ -304,6 +307,15 @@ std::string Encode(const ToTrainer& line) { return EncodeLine(line); }
 std::optional<FromTrainer> DecodeFromTrainer(std::string_view line, bool* malformed) {
   return DecodeLine(line, malformed, static_cast<FromTrainer*>(nullptr));
 }
+double RemainingSeconds(const Lease& lease) {
+  if (!(lease.until_boottime_seconds > 0)) return lease.remaining_seconds;
+  timespec now = {};
+  ::clock_gettime(CLOCK_BOOTTIME, &now);
+  const double left =
+      lease.until_boottime_seconds - static_cast<double>(now.tv_sec) - 1e-9 * static_cast<double>(now.tv_nsec);
+  return std::min(lease.remaining_seconds, left);
+}
+
 std::optional<ToTrainer> DecodeToTrainer(std::string_view line, bool* malformed) {
   return DecodeLine(line, malformed, static_cast<ToTrainer*>(nullptr));
 }

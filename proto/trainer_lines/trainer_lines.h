@@ -97,7 +97,12 @@ struct Stop {              // end at the next step border
 struct CheckpointNow {};
 struct Lease {
   double remaining_seconds = 0;
-};  // exit by yourself when this passes without a newer Lease
+  // The same as a reading of CLOCK_BOOTTIME, which both sides share, being on one machine: a line that lay unread while
+  // its reader was stopped does not become longer. 0: not told.
+  double until_boottime_seconds = 0;
+};
+// What is left of it at this moment; negative when it is over.
+double RemainingSeconds(const Lease& lease);
 struct CheckpointRecorded {
   std::string name;
 };  // the server recorded it: older ones may be deleted

@@ -174,8 +174,8 @@ class Trainer {
   }
   void Take(const lines::CheckpointNow&) { flags_ |= kCheckpointNow; }
   void Take(const lines::Lease& message) {
-    lease_end_ = Clock::now() +
-                 std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(message.remaining_seconds));
+    lease_end_ = Clock::now() + std::chrono::duration_cast<Clock::duration>(
+                                    std::chrono::duration<double>(lines::RemainingSeconds(message)));
   }
   void Take(const lines::CheckpointRecorded& message) {
     if (line_.rank == 0) DeleteOlder(line_.work, message.name, spec_.checkpoint.keep_last);

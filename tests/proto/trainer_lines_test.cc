@@ -3,6 +3,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <time.h>
 
 #include <cmath>
 #include <fstream>
@@ -49,6 +50,24 @@ TEST(TrainerLines, WhatIsWrittenIsReadBack) {
 }
 
 TEST(TrainerLines, NonFiniteNumbersAreTexts) {
+double BoottimeSeconds() {
+  timespec now = {};
+  clock_gettime(CLOCK_BOOTTIME, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+TEST(TrainerLines, ALeaseThatLayUnreadIsNotLonger) {
+  EXPECT_EQ(RemainingSeconds(Lease{4}), 4) << "of a daemon that tells only the duration";
+  bool malformed = true;
+  const auto late = DecodeToTrainer(Encode(ToTrainer(Lease{4, BoottimeSeconds() - 3})), &malformed);
+  EXPECT_FALSE(malformed);
+  EXPECT_LT(RemainingSeconds(std::get<Lease>(late.value())), -2.9);
+  const double left = RemainingSeconds(Lease{60, BoottimeSeconds() + 30});
+  EXPECT_GT(left, 20);
+  EXPECT_LE(left, 30);
+  EXPECT_EQ(RemainingSeconds(Lease{60, BoottimeSeconds() + 90}), 60) << "the shorter of the two";
+}
+
   const double infinity = std::numeric_limits<double>::infinity();
   const Progress sent{"train", 1, 2, {{"a", std::nan("")}, {"b", infinity}, {"c", -infinity}}};
   EXPECT_THAT(Encode(FromTrainer(sent)), HasSubstr(R"("values":{"a":"nan","b":"inf","c":"-inf"})"));

@@ -77,7 +77,7 @@ Effects Supervisor::OnAnswer(const v1::SynchronizeResponse& answer, absl::Time s
   for (auto rank = ranks_.begin(); rank != ranks_.end(); ++rank) {
     const bool lives_on = rank->second.process == Process::kAlive && rank->second.words.killed_because.empty();
     if (lives_on && lease_until_ > lease_before) {
-      effects.push_back(SendLine{rank->first, lines::Lease{absl::ToDoubleSeconds(lease_until_ - now)}});
+      effects.push_back(SendLine{rank->first, LeaseLine(now)});
     }
     if (rank->second.wanted) ObeyDesired(rank, now, &effects);
   }
@@ -215,6 +215,10 @@ void Supervisor::ObeyDesired(Ranks::iterator it, absl::Time now, Effects* effect
   }
 }
 
+lines::Lease Supervisor::LeaseLine(absl::Time now) const {
+  return {absl::ToDoubleSeconds(lease_until_ - now), absl::ToDoubleSeconds(lease_until_ - absl::UnixEpoch())};
+}
+
 // ---- starting and ending processes ----
 
 bool Supervisor::MaySpawn(const RankKey& key, const Rank& rank) const {
@@ -234,7 +238,7 @@ void Supervisor::SpawnWhatCan(absl::Time now, Effects* effects) {
     if (!MaySpawn(key, rank)) continue;
     rank.process = Process::kAlive;
     effects->push_back(SpawnRank{key, rank.desired});
-    effects->push_back(SendLine{key, lines::Lease{absl::ToDoubleSeconds(lease_until_ - now)}});
+    effects->push_back(SendLine{key, LeaseLine(now)});
     ObeyDesired(it, now, effects);
     ReportBy(now);
   }

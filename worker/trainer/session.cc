@@ -162,7 +162,7 @@ void Session::Handle(const std::string& text) {
   }
   if (std::holds_alternative<lines::CheckpointNow>(*line)) checkpoint_requested_ = true;
   if (const auto* lease = std::get_if<lines::Lease>(&*line)) {
-    const auto remaining = std::chrono::duration<double>(std::clamp(lease->remaining_seconds, 0.0, 1e9));
+    const auto remaining = std::chrono::duration<double>(std::clamp(lines::RemainingSeconds(*lease), 0.0, 1e9));
     lease_ends_ =
         std::chrono::steady_clock::now() + std::chrono::duration_cast<std::chrono::steady_clock::duration>(remaining);
   }
