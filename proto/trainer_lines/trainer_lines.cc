@@ -28,6 +28,8 @@ constexpr const char* kTypeOf<Phase> = "phase";
 template <>
 constexpr const char* kTypeOf<Progress> = "progress";
 template <>
+constexpr const char* kTypeOf<Reached> = "reached";
+template <>
 constexpr const char* kTypeOf<Checkpoint> = "checkpoint";
 template <>
 constexpr const char* kTypeOf<Evaluation> = "evaluation";
@@ -71,6 +73,10 @@ void Fields(A& a, Progress& line) {
   a.Required("step", line.step);
   a.Required("steps", line.steps);
   a.Optional("values", line.values);
+}
+template <class A>
+void Fields(A& a, Reached& line) {
+  a.Required("step", line.step);
 }
 template <class A>
 void Fields(A& a, Checkpoint& line) {
@@ -126,13 +132,13 @@ void Fields(A&, CheckpointNow&) {}
 template <class A>
 void Fields(A& a, Lease& line) {
   a.Required("remaining_seconds", line.remaining_seconds);
+  a.Optional("until_boottime_seconds", line.until_boottime_seconds);
 }
 template <class A>
 void Fields(A& a, CheckpointRecorded& line) {
   a.Required("name", line.name);
 }
 
-  a.Optional("until_boottime_seconds", line.until_boottime_seconds);
 // ---- encoding ----
 
 json NumberToJson(double value) {
@@ -301,12 +307,6 @@ std::optional<std::variant<T...>> DecodeLine(std::string_view line, bool* malfor
 
 }  // namespace
 
-std::string Encode(const FromTrainer& line) { return EncodeLine(line); }
-std::string Encode(const ToTrainer& line) { return EncodeLine(line); }
-
-std::optional<FromTrainer> DecodeFromTrainer(std::string_view line, bool* malformed) {
-  return DecodeLine(line, malformed, static_cast<FromTrainer*>(nullptr));
-}
 double RemainingSeconds(const Lease& lease) {
   if (!(lease.until_boottime_seconds > 0)) return lease.remaining_seconds;
   timespec now = {};
@@ -316,6 +316,12 @@ double RemainingSeconds(const Lease& lease) {
   return std::min(lease.remaining_seconds, left);
 }
 
+std::string Encode(const FromTrainer& line) { return EncodeLine(line); }
+std::string Encode(const ToTrainer& line) { return EncodeLine(line); }
+
+std::optional<FromTrainer> DecodeFromTrainer(std::string_view line, bool* malformed) {
+  return DecodeLine(line, malformed, static_cast<FromTrainer*>(nullptr));
+}
 std::optional<ToTrainer> DecodeToTrainer(std::string_view line, bool* malformed) {
   return DecodeLine(line, malformed, static_cast<ToTrainer*>(nullptr));
 }

@@ -125,7 +125,10 @@ class Core::State {
   void RecordWarnings(JobEntry& entry, Attempt& attempt, const std::vector<std::string>& warnings);
   std::set<RankKey> RanksToName(const WorkerEntry& entry) const;
   void OnRankMissing(const RankKey& key);
+  static bool TellsProgress(const WorkerId& worker_id, const JobEntry& entry);
   void CheckProgress(JobEntry& entry);
+  // Names the ranks that have come less far than the others, and takes the worker of the first as the cause.
+  void BlameRanksBehind(const JobEntry& entry, const Attempt& attempt, Cause& cause) const;
 
   // time.cc
   void ExpireLeases();

@@ -220,7 +220,7 @@ class Trainer {
       gang_.AcceptAll(line_.world_size);
       return;
     }
-    rendezvous_ = line_.store;
+    if (!line_.store.empty()) rendezvous_ = line_.store;
     while (rendezvous_.empty()) Pause(50);
     gang_.Join(rendezvous_);
   }
@@ -267,6 +267,7 @@ class Trainer {
     for (int64_t i = line_.rank == 0 ? Knob("fake.garbage_lines") : 0; i > 0; --i) WriteGarbage(i);
     while (history_.step() < steps) {
       const int64_t step = history_.step();
+      if (step > saved_step_) Write(lines::Reached{step});
       // Taken first: what the daemon says while the others are heard counts for the next step.
       const uint64_t agreed = gang_.Agree({step, history_.digest(), std::exchange(flags_, 0)});
       const bool stop = (agreed & kStop) != 0;
@@ -276,6 +277,7 @@ class Trainer {
       if (stop) return false;
       Step(steps);
     }
+    Write(lines::Reached{steps});
     // The last steps of all ranks are done before the checkpoint says so.
     flags_ |= gang_.Agree({history_.step(), history_.digest(), std::exchange(flags_, 0)}) & kStop;
     if (saved_step_ != steps) Save();
@@ -284,9 +286,10 @@ class Trainer {
 
   void Step(int64_t steps) {
     const int64_t step = history_.step() + 1;
-    const bool chosen = line_.rank == Knob("fake.fail_rank");
-    if (chosen && step == Knob("fake.hang_at_step") && (Knob("fake.fail_once") == 0 || line_.attempt == 1)) Hang();
-    if (chosen && step == Knob("fake.fail_at_step") && (Knob("fake.fail_once") == 0 || line_.attempt == 1)) Fail(step);
+    const int64_t attempt = Knob("fake.fail_attempt");
+    const bool chosen = line_.rank == Knob("fake.fail_rank") && (attempt == 0 || attempt == line_.attempt);
+    if (chosen && step == Knob("fake.hang_at_step")) Hang();
+    if (chosen && step == Knob("fake.fail_at_step")) Fail(step);
     const auto begin = Clock::now();
     WaitUntil(begin + std::chrono::milliseconds(Knob("fake.step_ms", 5)));
     const double seconds = std::max(1e-6, std::chrono::duration<double>(Clock::now() - begin).count());

@@ -41,6 +41,7 @@ TEST(TrainerLines, WhatIsWrittenIsReadBack) {
   EXPECT_EQ(RoundTrip(Artifact{"dataset", "/d", "prompt | a\nanswer | b\n"}).excerpt, "prompt | a\nanswer | b\n");
   EXPECT_EQ(RoundTrip(Failed{"user", "line\n\"two\" \xe2\x82\xac"}).message, "line\n\"two\" \xe2\x82\xac");
   EXPECT_TRUE(RoundTrip(Done{true}).stopped);
+  EXPECT_EQ(RoundTrip(Reached{41}).step, 41);
   bool malformed = false;
   const auto stop = DecodeToTrainer(Encode(ToTrainer(Stop{false, "x"})), &malformed);
   EXPECT_FALSE(std::get<Stop>(stop.value()).checkpoint);
@@ -49,7 +50,6 @@ TEST(TrainerLines, WhatIsWrittenIsReadBack) {
   EXPECT_EQ(std::get<Lease>(DecodeToTrainer(Encode(ToTrainer(Lease{1.5})), &malformed).value()).remaining_seconds, 1.5);
 }
 
-TEST(TrainerLines, NonFiniteNumbersAreTexts) {
 double BoottimeSeconds() {
   timespec now = {};
   clock_gettime(CLOCK_BOOTTIME, &now);
@@ -68,6 +68,7 @@ TEST(TrainerLines, ALeaseThatLayUnreadIsNotLonger) {
   EXPECT_EQ(RemainingSeconds(Lease{60, BoottimeSeconds() + 90}), 60) << "the shorter of the two";
 }
 
+TEST(TrainerLines, NonFiniteNumbersAreTexts) {
   const double infinity = std::numeric_limits<double>::infinity();
   const Progress sent{"train", 1, 2, {{"a", std::nan("")}, {"b", infinity}, {"c", -infinity}}};
   EXPECT_THAT(Encode(FromTrainer(sent)), HasSubstr(R"("values":{"a":"nan","b":"inf","c":"-inf"})"));

@@ -443,6 +443,10 @@ void Supervisor::TakeLine(const RankKey& key, Rank& rank, const lines::FromTrain
             set_phase(progress.phase);
             if (key.rank == 0) TakeProgress(rank, progress, now, wall);
           },
+          [&](const lines::Reached& reached) {
+            rank.report.set_reached_step(reached.step);
+            ReportBy(std::max(now, last_report_ + options_.progress_interval));
+          },
           [&](const lines::Checkpoint& checkpoint) {
             if (rank.report.checkpoints_size() >= kRowsMax || !rank.announced.insert(checkpoint.name).second) return;
             v1::CheckpointRecord* record = rank.report.add_checkpoints();

@@ -64,7 +64,7 @@ void Session::Send(const lines::FromTrainer& line) {
   if (options_.lines_out_fd < 0) return;
   const std::string text = lines::Encode(line);
   const std::lock_guard lock(send_mutex_);
-  if (std::holds_alternative<lines::Progress>(line)) {
+  if (std::holds_alternative<lines::Progress>(line) || std::holds_alternative<lines::Reached>(line)) {
     pollfd out{options_.lines_out_fd, POLLOUT, 0};
     if (::poll(&out, 1, 0) <= 0 || (out.revents & POLLOUT) == 0) return;
   }
