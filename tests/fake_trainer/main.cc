@@ -230,6 +230,7 @@ class Trainer {
     if (line_.rank != 0) return gang_.Share("");
     fs::create_directories(line_.work);
     DeletePartial(line_.work);
+    for (const char* folder : {".", "adapter", "merged"}) storage::RemoveTemporaries(fs::path(line_.work) / folder);
     std::string name = line_.resume_from;
     if (!name.empty()) {
       try {

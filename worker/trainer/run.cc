@@ -264,6 +264,8 @@ void JobRun::ChooseCheckpoint() {
       resume_ = LoadNamed(word.substr(0, space), word.substr(space + 1), /*wait_for_it=*/true);
       return;
     }
+    // The server starts an attempt when no rank of the one before is left: what that was writing is nobody's.
+    if (options_.resume_from) storage::RemoveTemporaries(options_.work);
     if (!options_.checkpoint.empty()) {
       resume_ = LoadNamed(options_.checkpoint, "", false);
     } else if (!options_.resume_from) {
