@@ -254,7 +254,11 @@ void Core::State::RetryOrFail(JobEntry& entry, Attempt& attempt, const Cause& ca
   if (IsFinal(cause.failure_class)) return FailJob(entry, Name(cause.failure_class), cause.message);
   if (cause.counts) {
     ++job.failed_attempts;
-    job.stalled_attempts = attempt.progressed ? 0 : job.stalled_attempts + 1;
+    if (attempt.progressed) {
+      job.stalled_attempts = 0;
+    } else if (cause.stalls) {
+      ++job.stalled_attempts;
+    }
   }
   if (job.stalled_attempts >= options_.stalled_attempts_max) {
     attempt.failure_class = FailureClass::kNoProgress;

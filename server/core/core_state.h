@@ -71,6 +71,7 @@ class Core::State {
     WorkerId worker_id;
     absl::Time time;
     bool counts = true;    // against the limits of retries
+    bool stalls = true;    // the job may be to blame when no new step was made
     bool crashed = false;  // the process was ended from outside, or by its own mistake, and did not say anything
   };
 

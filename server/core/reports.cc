@@ -161,6 +161,7 @@ void Core::State::TakeOver(WorkerEntry& entry, const std::string& incarnation_id
     cause.message = fmt::format("rank {} was lost: the daemon of worker {} restarted", rank.rank, worker.id);
     cause.worker_id = worker.id;
     cause.time = worker.last_seen;
+    cause.stalls = false;
     if (!rank.exited) LoseRank(job, attempt, cause);
     Settle(job);
   }
