@@ -38,11 +38,14 @@ struct Flags {
   double slot_reuse_seconds = 0;
   double restart_grace_seconds = 120;
   double kill_grace_seconds = 10;
+  double checkpoint_grace_seconds = 120;
   double retry_backoff_seconds = 1;
   double start_deadline_seconds = 300;
   double keep_finished_days = 90;
   int64_t keep_finished_max = 20'000;
   int64_t free_disk_mib_min = 256;
+  double progress_deadline_seconds = 60;
+  double first_progress_deadline_seconds = 600;
   rpc::TlsFiles tls;
   std::string token_file;
   std::string worker_token_file;
@@ -76,6 +79,10 @@ void AddServeFlags(CLI::App* app, Flags* flags) {
   app->add_option("--kill-grace-seconds", flags->kill_grace_seconds, "Time for a cancelled rank to stop")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  app->add_option("--checkpoint-grace-seconds", flags->checkpoint_grace_seconds,
+                  "Time for a paused or preempted rank to save a checkpoint and stop")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   app->add_option("--retry-backoff-seconds", flags->retry_backoff_seconds,
                   "Wait before the first retry; doubles up to a minute")
       ->check(CLI::NonNegativeNumber)
@@ -94,6 +101,14 @@ void AddServeFlags(CLI::App* app, Flags* flags) {
   app->add_option("--free-disk-mib-min", flags->free_disk_mib_min,
                   "New jobs are refused while the database's disk has less left")
       ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app->add_option("--progress-deadline-seconds", flags->progress_deadline_seconds,
+                  "A job that makes no step for so long, or for 20 of its step times if that is longer, is restarted")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app->add_option("--first-progress-deadline-seconds", flags->first_progress_deadline_seconds,
+                  "The same, from its start to its first step")
+      ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app->add_option("--tls-cert", flags->tls.certificate, "Certificate chain, PEM");
   app->add_option("--tls-key", flags->tls.key, "Its key, PEM");
@@ -117,10 +132,13 @@ core::CoreOptions CoreOptionsOf(const Flags& flags) {
       absl::Seconds(flags.slot_reuse_seconds > 0 ? flags.slot_reuse_seconds : flags.lease_seconds * 1.25);
   options.restart_grace = absl::Seconds(flags.restart_grace_seconds);
   options.kill_grace = absl::Seconds(flags.kill_grace_seconds);
+  options.checkpoint_grace = absl::Seconds(flags.checkpoint_grace_seconds);
   options.backoff_first = absl::Seconds(flags.retry_backoff_seconds);
   options.start_deadline = absl::Seconds(flags.start_deadline_seconds);
   options.keep_finished = absl::Hours(24) * flags.keep_finished_days;
   options.keep_finished_max = flags.keep_finished_max;
+  options.progress_deadline_min = absl::Seconds(flags.progress_deadline_seconds);
+  options.first_progress_deadline = absl::Seconds(flags.first_progress_deadline_seconds);
   return options;
 }
 

@@ -8,6 +8,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <csignal>
+#include <tuple>
 
 #include "proto/support/check.h"
 #include "server/core/core_state.h"
@@ -28,6 +30,16 @@ bool StoppedOnRequest(const Rank& rank) { return rank.exited && (rank.stopped ||
 bool IsFinal(FailureClass failure_class) {
   return failure_class == FailureClass::kUser || failure_class == FailureClass::kResource;
 }
+
+// Ended by the kernel, or by somebody with kill -9. Losing a peer ends a rank in other ways: it says so, or aborts. A
+// daemon that ends a rank on the server's wish asks with SIGTERM first.
+bool Crashed(const Rank& rank) {
+  return rank.signal == SIGKILL || rank.signal == SIGSEGV || rank.signal == SIGBUS || rank.signal == SIGILL ||
+         rank.signal == SIGFPE;
+}
+
+// The times of ends are known only as well as reports travel: within this, what ended the ranks says more.
+constexpr absl::Duration kAtOnce = absl::Seconds(1);
 
 FailureClass ClassOfExit(const Rank& rank) {
   if (rank.failure_class != FailureClass::kUnspecified) return rank.failure_class;
@@ -70,7 +82,10 @@ void Core::State::StartAttempt(JobEntry& entry, const std::vector<scheduler::Pla
   attempt.start_time = now_;
   if (job.prepared && !entry.checkpoints.empty()) {
     const auto newest = std::max_element(entry.checkpoints.begin(), entry.checkpoints.end(),
-                                         [](const Checkpoint& a, const Checkpoint& b) { return a.step < b.step; });
+                                         // Of one step, the later attempt's: it came there again for a reason.
+                                         [](const Checkpoint& a, const Checkpoint& b) {
+                                           return std::tie(a.step, a.attempt) < std::tie(b.step, b.attempt);
+                                         });
     attempt.resumed_from = newest->name;
     attempt.manifest_sha256 = newest->manifest_sha256;
   }
@@ -189,6 +204,7 @@ Core::State::Cause Core::State::CauseOf(const Rank& rank) {
   cause.failure_class = ClassOfExit(rank);
   cause.worker_id = rank.worker_id;
   cause.time = rank.exit_time;
+  cause.crashed = Crashed(rank);
   std::string how = rank.signal != 0 ? fmt::format("was ended by signal {}", rank.signal)
                                      : fmt::format("ended with exit code {}", rank.exit_code);
   cause.message = fmt::format("rank {} on {} {}", rank.rank, rank.worker_id, how);
@@ -251,7 +267,11 @@ void Core::State::RetryOrFail(JobEntry& entry, Attempt& attempt, const Cause& ca
   if (IsFinal(cause.failure_class)) return FailJob(entry, Name(cause.failure_class), cause.message);
   if (cause.counts) {
     ++job.failed_attempts;
-    job.stalled_attempts = attempt.progressed ? 0 : job.stalled_attempts + 1;
+    if (attempt.progressed) {
+      job.stalled_attempts = 0;
+    } else if (cause.stalls) {
+      ++job.stalled_attempts;
+    }
   }
   if (job.stalled_attempts >= options_.stalled_attempts_max) {
     attempt.failure_class = FailureClass::kNoProgress;
@@ -273,11 +293,19 @@ void Core::State::FailJob(JobEntry& entry, std::string reason, std::string messa
   MoveTo(entry, JobState::kFailed, std::move(reason), std::move(message));
 }
 
+bool Core::State::IsBetter(const Cause& cause, const Attempt& attempt) {
+  if (IsFinal(cause.failure_class) != IsFinal(attempt.failure_class)) return IsFinal(cause.failure_class);
+  const auto known = std::find_if(attempt.ranks.begin(), attempt.ranks.end(), [&](const Rank& rank) {
+    return rank.exited && rank.worker_id == attempt.cause_worker && rank.exit_time == attempt.cause_time;
+  });
+  const bool at_once = absl::AbsDuration(cause.time - attempt.cause_time) < kAtOnce;
+  if (known != attempt.ranks.end() && at_once && cause.crashed != Crashed(*known)) return cause.crashed;
+  return cause.time < attempt.cause_time;
+}
+
 void Core::State::LearnLateCause(JobEntry& entry, Attempt& attempt, const Cause& cause) {
   if (attempt.failure_class == FailureClass::kUnspecified) return;  // did not fail: it was stopped
-  const bool better = IsFinal(cause.failure_class) != IsFinal(attempt.failure_class) ? IsFinal(cause.failure_class)
-                                                                                     : cause.time < attempt.cause_time;
-  if (!better) return;
+  if (!IsBetter(cause, attempt)) return;
   attempt.failure_class = cause.failure_class;
   attempt.message = cause.message;
   attempt.cause_worker = cause.worker_id;

@@ -83,7 +83,9 @@ class Core::State {
     std::string message;
     WorkerId worker_id;
     absl::Time time;
-    bool counts = true;  // against the limits of retries
+    bool counts = true;    // against the limits of retries
+    bool stalls = true;    // the job may be to blame when no new step was made
+    bool crashed = false;  // the process was ended from outside, or by its own mistake, and did not say anything
   };
 
   // commands.cc
@@ -115,6 +117,8 @@ class Core::State {
   void FailJob(JobEntry& entry, std::string reason, std::string message);
   void EndAttempt(JobEntry& entry, Attempt& attempt);
   void Requeue(JobEntry& entry);
+  // Whether it explains the end of an attempt better than what is known.
+  static bool IsBetter(const Cause& cause, const Attempt& attempt);
   // A better explanation of an attempt that has already ended.
   void LearnLateCause(JobEntry& entry, Attempt& attempt, const Cause& cause);
   void ReleaseRank(JobEntry& entry, Attempt& attempt, Rank& rank);
@@ -128,6 +132,7 @@ class Core::State {
 
   // reports.cc
   bool AcceptReport(const WorkerReport& report, ReportReply& reply);
+  void LoseRank(JobEntry& entry, Attempt& attempt, const Cause& cause);
   void TakeOver(WorkerEntry& entry, const std::string& incarnation_id);
   void UpdateWorker(WorkerEntry& entry, const WorkerReport& report);
   RankAcknowledgement OnRankReport(const WorkerReport& report, const RankReport& rank_report);
@@ -140,7 +145,10 @@ class Core::State {
   void RecordWarnings(JobEntry& entry, Attempt& attempt, const std::vector<std::string>& warnings);
   std::set<RankKey> RanksToName(const WorkerEntry& entry) const;
   void OnRankMissing(const RankKey& key);
+  static bool TellsProgress(const WorkerId& worker_id, const JobEntry& entry);
   void CheckProgress(JobEntry& entry);
+  // Names the ranks that have come less far than the others, and takes the worker of the first as the cause.
+  void BlameRanksBehind(const JobEntry& entry, const Attempt& attempt, Cause& cause) const;
 
   // time.cc
   void ExpireLeases();

@@ -77,6 +77,7 @@ struct RankReport {
   std::vector<std::string> warnings;    // all of this attempt
   std::optional<RankExit> exit;
   absl::Duration expect_no_progress;
+  int64_t reached_step = 0;  // its own part of this step is done; 0: of none
 };
 
 // The full picture of one worker. Reply: ReportReply.

@@ -97,6 +97,7 @@ void Core::State::ExpireLeases() {
                                     absl::ToDoubleSeconds(now_ - std::max(worker.last_seen, restart_time_)));
         cause.worker_id = worker_id;
         cause.time = now_;
+        cause.stalls = false;
         FailAttempt(job, attempt, cause);
       }
     }

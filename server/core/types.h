@@ -93,6 +93,8 @@ struct Rank {
   std::string message;
   std::string log_tail;           // at most 4 KiB
   absl::Time exit_time = kNever;  // by the server's clock, from the age in the report
+  // Not stored.
+  int64_t reached_step = 0;  // its own part of this step is done; 0: of none
 };
 
 // One run of a job's gang. It lives until `end_time`; its ranks hold their slots until they are released, which may be

@@ -109,6 +109,7 @@ core::RankReport FromMessage(const v1::RankReport& message) {
   report.warnings.assign(message.warnings().begin(), message.warnings().end());
   if (message.has_exit()) report.exit = FromMessage(message.exit());
   report.expect_no_progress = FromMessage(message.expect_no_progress());
+  report.reached_step = message.reached_step();
   return report;
 }
 

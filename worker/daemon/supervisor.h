@@ -1,7 +1,7 @@
 // Decides which ranks of a worker should exist, from what the server wants and what the processes did, and keeps what
 // the server has yet to hear of them.
 //
-// Pure: reads no clock and touches no process; `now` (a monotonic clock's reading) comes in, effects go out and are to
+// Pure: reads no clock and touches no process; `now` (a reading of CLOCK_BOOTTIME) comes in, effects go out and are to
 // be carried out in order. Not thread-safe; the daemon's loop is its only caller. Times of other machines never enter.
 //
 // Rules it keeps:
@@ -153,6 +153,7 @@ class Supervisor {
                    Effects* effects);
   void Terminate(const RankKey& key, Rank& rank, std::string_view reason, absl::Time now, Effects* effects);
   void ExpireLease(absl::Time now, Effects* effects);
+  lines::Lease LeaseLine(absl::Time now) const;
   void End(Rank& rank, v1::RankExit exit, absl::Time now);
   Ranks::iterator Forget(Ranks::iterator rank, Effects* effects);
   EndedJob& RememberEnded(const RankKey& key);

@@ -8,8 +8,8 @@
 //   report NAME                   a report whose answer is lost
 //   rank JOB/ATTEMPT/RANK [running] [exit=N] [signal=N] [class=infrastructure|user|resource] [message=M] [age=D]
 //   [phase=P step=N]
-//        [checkpoint=NAME@STEP] [store=ADDRESS] [expect=D] [warning=TEXT]         what a process does; told at the next
-//        sync
+//        [checkpoint=NAME@STEP] [store=ADDRESS] [expect=D] [warning=TEXT] [reached=STEP]   what a process does; told at
+//        the next sync
 //   cancel|pause|resume JOB       drain WORKER [move]      undrain WORKER         advance DURATION
 //   update JOB [priority=N] [label=KEY:VALUE]              queue NAME [weight=X] [slots_max=N] [waiting_max=N]
 //   live DURATION                 time passes; workers report, and running trainers step, every 30 s
@@ -203,6 +203,7 @@ class Transcript {
     if (arguments_.size() > 1 && arguments_[1] == "running") report.state = RankState::kRunning;
     if (options_.contains("store")) report.store_address = options_["store"];
     if (options_.contains("expect")) report.expect_no_progress = Duration("expect");
+    if (options_.contains("reached")) report.reached_step = Number("reached", 0);
     if (options_.contains("step")) worker->AddSample(key, PhaseOption(), Number("step", 0), now_);
     if (options_.contains("warning")) report.warnings.push_back(options_["warning"]);
     if (options_.contains("checkpoint")) {
@@ -365,7 +366,7 @@ INSTANTIATE_TEST_SUITE_P(Core, TranscriptTest,
                          ::testing::Values("a_job_from_submit_to_success", "a_rank_fails", "cancel_and_pause",
                                            "lease_and_fencing", "server_restart", "waiting_and_placement", "deadlines",
                                            "an_evaluation_has_no_steps", "warnings", "preemption", "elastic_jobs",
-                                           "queues", "drain_and_move", "backup_and_retention"),
+                                           "queues", "drain_and_move", "backup_and_retention", "a_rank_hangs"),
                          [](const auto& info) { return info.param; });
 
 }  // namespace

@@ -70,7 +70,7 @@ std::vector<std::string> FakeWorker::Apply(const core::ReportReply& reply, const
     log.push_back(fmt::format("kill {}/{} rank {}", std::get<0>(key), std::get<1>(key), std::get<2>(key)));
     core::RankExit exit;
     exit.exit_code = -1;
-    exit.signal = 9;
+    exit.signal = 15;
     exit.message = "killed by its daemon";
     Exit(key, exit, now);
   }

@@ -206,6 +206,7 @@ class Script {
     for (const auto& artifact : rank.artifacts()) text += fmt::format(" {}={}", artifact.kind(), artifact.path());
     for (const std::string& warning : rank.warnings()) text += fmt::format(" warning='{}'", warning);
     if (rank.has_expect_no_progress()) text += fmt::format(" expect={}s", rank.expect_no_progress().seconds());
+    if (rank.reached_step() > 0) text += fmt::format(" reached={}", rank.reached_step());
     if (rank.has_exit()) {
       const v1::RankExit& exit = rank.exit();
       text += fmt::format(" code={} signal={}{} {} '{}' {}ms ago", exit.exit_code(), exit.signal(),
