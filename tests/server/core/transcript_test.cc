@@ -5,6 +5,7 @@
 //   worker NAME slots=N           a daemon starts          restart-worker NAME    its process is replaced
 //   sync NAME...                  report, answer, and what the daemon does about it ("*": all of them, twice)
 //   report NAME                   a report whose answer is lost
+//   hold NAME   deliver NAME      a report that arrives late, its answer is lost
 //   rank JOB/ATTEMPT/RANK [running] [exit=N] [signal=N] [class=infrastructure|user|resource] [message=M] [age=D]
 //   [phase=P step=N]
 //        [checkpoint=NAME@STEP] [store=ADDRESS] [expect=D] [warning=TEXT]         what a process does; told at the next
@@ -65,6 +66,8 @@ class Transcript {
     if (command_ == "restart-worker") return Worker(Argument(0)).Restart();
     if (command_ == "sync") return Sync();
     if (command_ == "report") return (void)Step(Worker(Argument(0)).MakeReport(now_));
+    if (command_ == "hold") return (void)(late_[Argument(0)] = Worker(Argument(0)).MakeReport(now_));
+    if (command_ == "deliver") return (void)Step(late_.at(Argument(0)));
     if (command_ == "rank") return ChangeRank();
     if (command_ == "cancel") return (void)Step(CancelRequested{JobId(Argument(0))});
     if (command_ == "pause") return (void)Step(PauseRequested{JobId(Argument(0))});
@@ -139,6 +142,10 @@ class Transcript {
     const Effects effects = Step(worker.MakeReport(now_));
     const ReportReply& reply = std::get<ReportReply>(effects.reply);
     if (!reply.status.ok()) return;
+    if (!reply.greeting.empty()) {
+      worker.Apply(reply, {}, now_);
+      return SyncOne(worker);
+    }
     for (const std::string& line : worker.Apply(reply, core_->Desired(worker.id()), now_)) {
       Print(fmt::format("{}: {}", worker.id(), line));
     }
@@ -251,6 +258,7 @@ class Transcript {
   MemoryStore store_;
   std::unique_ptr<Core> core_;
   std::map<WorkerId, FakeWorker> workers_;
+  std::map<std::string, WorkerReport> late_;
   std::string command_;
   std::vector<std::string> arguments_;
   std::map<std::string, std::string> options_;
@@ -300,7 +308,7 @@ TEST_P(TranscriptTest, ComesOutAsWritten) {
 INSTANTIATE_TEST_SUITE_P(Core, TranscriptTest,
                          ::testing::Values("a_job_from_submit_to_success", "a_rank_fails", "cancel_and_pause",
                                            "lease_and_fencing", "server_restart", "waiting_and_placement", "deadlines",
-                                           "an_evaluation_has_no_steps", "warnings"),
+                                           "an_evaluation_has_no_steps", "warnings", "a_late_report_of_a_dead_daemon"),
                          [](const auto& info) { return info.param; });
 
 }  // namespace
