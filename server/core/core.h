@@ -76,7 +76,7 @@ struct DesiredRank {
 };
 struct DesiredRanks {
   std::vector<DesiredRank> ranks;  // by job, attempt, rank
-  std::string fingerprint;         // equal for equal ranks, also across restarts
+  std::string fingerprint;         // equal for equal ranks told by the same process
 };
 
 // A job and all that is known about it.

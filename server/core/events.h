@@ -180,6 +180,10 @@ struct ReportReply {
   // daemon that another one with the same worker id has replaced (it must stop its ranks); INVALID_ARGUMENT.
   absl::Status status;
   std::vector<RankAcknowledgement> acknowledged;
+  // Not empty: nothing of the report was believed yet. It comes from a process that is not the known one of its worker;
+  // answer at once, with no desired ranks and this as their fingerprint, which only a process that lives can report
+  // back.
+  std::string greeting;
 };
 using Reply = std::variant<std::monostate, SubmitReply, CommandReply, ReportReply>;
 

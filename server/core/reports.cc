@@ -130,6 +130,12 @@ bool Core::State::AcceptReport(const WorkerReport& report, ReportReply& reply) {
           fmt::format("a newer process reports as worker {}; this one must stop its ranks and end", report.worker_id));
       return false;
     }
+    // A late report of a process that is dead must not end the ranks of the one that lives, which may be newer.
+    const std::string greeting = fmt::format("{} after {}", report.incarnation_id, worker.incarnation_id);
+    if (report.desired_fingerprint != greeting) {
+      reply.greeting = greeting;
+      return false;
+    }
     TakeOver(entry, report.incarnation_id);
   } else if (report.sequence <= worker.sequence) {
     ++counters_.stale_reports;

@@ -507,7 +507,8 @@ void Supervisor::TakeProgress(Rank& rank, const lines::Progress& progress, absl:
   sample->set_step(progress.step);
   sample->set_steps(progress.steps);
   for (const auto& [name, value] : progress.values) (*sample->mutable_values())[name] = value;
-  ToProto(wall, sample->mutable_time());
+  if (!rank.wall_offset) rank.wall_offset = wall - now;
+  ToProto(now + *rank.wall_offset, sample->mutable_time());
   if (static_cast<size_t>(rank.report.samples_size()) > kSamplesMax) Thin(rank.report.mutable_samples());
   ReportBy(std::max(now, last_report_ + options_.progress_interval));
 }

@@ -6,6 +6,8 @@
 //   worker NAME slots=N           a daemon starts          restart-worker NAME    its process is replaced
 //   sync NAME...                  report, answer, and what the daemon does about it ("*": all of them, twice)
 //   report NAME                   a report whose answer is lost
+//   hold NAME   deliver NAME      a report that arrives late, its answer is lost
+//   drop JOB/ATTEMPT/RANK         its daemon lost its lease before it could start the rank; it knows nothing of it
 //   rank JOB/ATTEMPT/RANK [running] [exit=N] [signal=N] [class=infrastructure|user|resource] [message=M] [age=D]
 //   [phase=P step=N]
 //        [checkpoint=NAME@STEP] [store=ADDRESS] [expect=D] [warning=TEXT] [reached=STEP]   what a process does; told at
@@ -69,6 +71,9 @@ class Transcript {
     if (command_ == "restart-worker") return Worker(Argument(0)).Restart();
     if (command_ == "sync") return Sync();
     if (command_ == "report") return (void)Step(Worker(Argument(0)).MakeReport(now_));
+    if (command_ == "hold") return (void)(late_[Argument(0)] = Worker(Argument(0)).MakeReport(now_));
+    if (command_ == "deliver") return (void)Step(late_.at(Argument(0)));
+    if (command_ == "drop") return Drop();
     if (command_ == "rank") return ChangeRank();
     if (command_ == "cancel") return (void)Step(CancelRequested{JobId(Argument(0))});
     if (command_ == "pause") return (void)Step(PauseRequested{JobId(Argument(0))});
@@ -183,17 +188,28 @@ class Transcript {
     const Effects effects = Step(worker.MakeReport(now_));
     const ReportReply& reply = std::get<ReportReply>(effects.reply);
     if (!reply.status.ok()) return;
+    if (!reply.greeting.empty()) {
+      worker.Apply(reply, {}, now_);
+      return SyncOne(worker);
+    }
     for (const std::string& line : worker.Apply(reply, core_->Desired(worker.id()), now_)) {
       Print(fmt::format("{}: {}", worker.id(), line));
     }
   }
 
-  void ChangeRank() {
-    const std::string& name = Argument(0);
+  static FakeWorker::Key ParseKey(const std::string& name) {
     const size_t first = name.find('/');
     const size_t second = name.find('/', first + 1);
-    const FakeWorker::Key key(JobId(name.substr(0, first)), std::stoll(name.substr(first + 1)),
-                              std::stoll(name.substr(second + 1)));
+    return {JobId(name.substr(0, first)), std::stoll(name.substr(first + 1)), std::stoll(name.substr(second + 1))};
+  }
+
+  void Drop() {
+    for (auto& [id, worker] : workers_) worker.ranks().erase(ParseKey(Argument(0)));
+  }
+
+  void ChangeRank() {
+    const std::string& name = Argument(0);
+    const FakeWorker::Key key = ParseKey(name);
     FakeWorker* worker = nullptr;
     for (auto& [id, candidate] : workers_) {
       if (candidate.ranks().contains(key)) worker = &candidate;
@@ -316,6 +332,7 @@ class Transcript {
   std::unique_ptr<Core> core_;
   std::map<WorkerId, FakeWorker> workers_;
   std::map<FakeWorker::Key, int64_t> live_steps_;
+  std::map<std::string, WorkerReport> late_;
   std::string command_;
   std::vector<std::string> arguments_;
   std::map<std::string, std::string> options_;
@@ -366,7 +383,7 @@ INSTANTIATE_TEST_SUITE_P(Core, TranscriptTest,
                          ::testing::Values("a_job_from_submit_to_success", "a_rank_fails", "cancel_and_pause",
                                            "lease_and_fencing", "server_restart", "waiting_and_placement", "deadlines",
                                            "an_evaluation_has_no_steps", "warnings", "preemption", "elastic_jobs",
-                                           "queues", "drain_and_move", "backup_and_retention", "a_rank_hangs"),
+                                           "queues", "drain_and_move", "backup_and_retention", "a_rank_hangs", "a_late_report_of_a_dead_daemon", "a_late_report_across_a_restart"),
                          [](const auto& info) { return info.param; });
 
 }  // namespace

@@ -27,6 +27,10 @@ core::WorkerReport FakeWorker::MakeReport(absl::Time now) {
 std::vector<std::string> FakeWorker::Apply(const core::ReportReply& reply, const core::DesiredRanks& desired,
                                            absl::Time now) {
   std::vector<std::string> log;
+  if (!reply.greeting.empty()) {
+    fingerprint_ = reply.greeting;
+    return log;
+  }
   for (const core::RankAcknowledgement& ack : reply.acknowledged) {
     const auto it = ranks_.find({ack.job_id, ack.attempt, ack.rank});
     if (it == ranks_.end()) continue;
