@@ -106,7 +106,9 @@ void Invariants::OnTrainingStep(const std::string& job_id, int64_t attempt, int6
     ranks.insert(found->second.rank);
   }
   const auto job = jobs_.find(JobId(job_id));
-  if (job == jobs_.end() || !IsWholeGang(job->second, static_cast<int64_t>(ranks.size()))) {
+  const core::Rank* const last = FindRank(job_id, attempt, static_cast<int64_t>(ranks.size()) - 1);
+  const core::Rank* const beyond = FindRank(job_id, attempt, static_cast<int64_t>(ranks.size()));
+  if (job == jobs_.end() || last == nullptr || beyond != nullptr) {
     Fail("a gang is whole", fmt::format("{}/{} takes step {} with {} ranks", job_id, attempt, step, ranks.size()));
   } else if (job->second.attempt != attempt) {
     Fail("an old attempt takes no step",
@@ -354,7 +356,7 @@ std::string Describe(const core::Job& job, bool with_reason) {
       "{} {} {} slots {} state {} phase {} attempt {} version {} prepared {} failed {} stalled {} retry {} run {} "
       "since "
       "{} event {} sample {} best {} {}",
-      job.id, job.request_id, job.priority, job.slots, Name(job.state), Name(job.phase), job.attempt, job.version,
+      job.id, job.request_id, job.priority, fmt::join(job.gang_sizes, ","), Name(job.state), Name(job.phase), job.attempt, job.version,
       job.prepared, job.failed_attempts, job.stalled_attempts, absl::FormatTime(job.retry_time),
       absl::FormatDuration(job.run_time), absl::FormatTime(job.running_since), job.last_event, job.last_sample,
       job.best_step[1], job.best_step[2]);

@@ -1,5 +1,7 @@
 #include "tests/sim/job_generator.h"
 
+#include <algorithm>
+
 namespace longspan::sim {
 
 JobPlan MakeJob(World& world, int number, int64_t slots) {
@@ -9,10 +11,15 @@ JobPlan MakeJob(World& world, int number, int64_t slots) {
   job.name = fmt::format("j{}", number);
   job.request_id = "request-" + job.name;
   job.content_hash = "hash-" + job.name;
-  job.queue = "default";
   job.spec_json = "{}";
-  job.slots = random.Chance(0.1) ? slots : random.Integer(1, std::max<int64_t>(1, slots / 2 + 1));
-  job.slots = std::min(job.slots, slots);
+  const int64_t size =
+      std::min(slots, random.Chance(0.1) ? slots : random.Integer(1, std::max<int64_t>(1, slots / 2 + 1)));
+  job.gang_sizes = {size};
+  if (random.Chance(0.3)) {
+    for (int64_t larger = size + 1; larger <= slots; larger += random.Integer(1, 2)) job.gang_sizes.push_back(larger);
+  }
+  // The small queue may hold half of the cluster (ConfiguredQueue); larger gangs would wait there for ever.
+  job.queue = size <= std::max<int64_t>(1, slots / 2) && random.Chance(0.3) ? kSmallQueue : "default";
   job.priority = 10 * random.Integer(0, 2);
   job.max_attempts = random.Chance(0.1) ? random.Integer(1, 4) : 1'000'000;
   if (random.Chance(0.05)) job.max_run_time = random.Between(absl::Seconds(2), absl::Seconds(30));
@@ -26,7 +33,17 @@ JobPlan MakeJob(World& world, int number, int64_t slots) {
   return plan;
 }
 
-bool IsWholeGang(const core::Job& job, int64_t ranks) { return ranks == job.slots; }
+core::Queue ConfiguredQueue(int64_t slots) {
+  core::Queue queue;
+  queue.name = kSmallQueue;
+  queue.slots_max = std::max<int64_t>(1, slots / 2);
+  queue.run_time_default = absl::Seconds(20);
+  return queue;
+}
+
+bool IsWholeGang(const core::Job& job, int64_t ranks) {
+  return std::find(job.gang_sizes.begin(), job.gang_sizes.end(), ranks) != job.gang_sizes.end();
+}
 
 bool MayEndAs(const JobPlan& plan, const core::Job& job, bool cancel_sent, const SimulationOptions& options) {
   switch (job.state) {

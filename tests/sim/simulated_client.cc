@@ -38,7 +38,7 @@ void SimulatedClient::Ask(std::function<core::Event()> event, int tries, std::fu
 
 void SimulatedClient::Submit(JobPlan plan) {
   const std::string request_id = plan.job.request_id;
-  world_->Say("client: submits {} with {} slots, priority {}, {} steps", request_id, plan.job.slots, plan.job.priority,
+  world_->Say("client: submits {} with {} slots, priority {}, {} steps", request_id, fmt::join(plan.job.gang_sizes, "/"), plan.job.priority,
               plan.steps);
   submitted_[request_id].plan = plan;
   const auto event = [this, plan] {
@@ -54,6 +54,10 @@ void SimulatedClient::Submit(JobPlan plan) {
     submitted_[request_id].job_id = answer.job_id;
     world_->Say("client: {} is {}", request_id, answer.job_id);
   });
+}
+
+void SimulatedClient::Configure(const core::Queue& queue) {
+  Command(core::QueueConfigured{queue}, 1'000'000, [] {}, "queue " + queue.name);
 }
 
 void SimulatedClient::Command(core::Event event, int tries, std::function<void()> acknowledged,
@@ -84,7 +88,7 @@ void SimulatedClient::DoSomething(int workers) {
   const WorkerId worker(fmt::format("w{}", random.Integer(1, workers)));
   if (random.Chance(0.2)) {
     return Command(
-        core::DrainRequested{worker}, 1,
+        core::DrainRequested{worker, random.Chance(0.5)}, 1,
         [this, worker, now = world_->timeline.now()] {
           if (IsSettled(worker.value(), now)) invariants_->OnDrainAcknowledged(worker);
         },

@@ -68,6 +68,7 @@ SimulatedCluster::SimulatedCluster(const SimulationOptions& options)
     workers_.push_back(
         std::make_unique<SimulatedWorker>(&world_, &network_, &server_, &trainers_, &invariants_, number, here));
   }
+  client_.Configure(ConfiguredQueue(slots));
   for (int number = 0; number < options.jobs; ++number) {
     const JobPlan plan = MakeJob(world_, number, slots);
     world_.timeline.After(world_.random.Between(absl::ZeroDuration(), options.faulty * 0.7),

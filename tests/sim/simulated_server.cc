@@ -43,6 +43,11 @@ core::CoreOptions CoreSettings(const SimulationOptions& options) {
   core.first_progress_deadline = absl::Seconds(15);
   core.progress_deadline_min = absl::Seconds(10);
   core.stalled_attempts_max = options.stalled_attempts_max;
+  core.min_run_time = absl::Seconds(4);
+  core.schedule_interval = absl::Seconds(2);
+  core.scheduler.reservation = absl::Seconds(20);
+  core.scheduler.resize_interval = absl::Seconds(4);
+  core.scheduler.usage_half_life = absl::Seconds(60);
   return core;
 }
 
