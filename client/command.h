@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -65,6 +66,8 @@ void AddCheckpoints(CLI::App& app, Context& context);
 void AddExport(CLI::App& app, Context& context);
 void AddEvaluate(CLI::App& app, Context& context);
 void AddDownload(CLI::App& app, Context& context);
+void AddUpdate(CLI::App& app, Context& context);
+void AddQueues(CLI::App& app, Context& context);
 void AddWorkers(CLI::App& app, Context& context);
 void AddDrainAndUndrain(CLI::App& app, Context& context);
 void AddDev(CLI::App& app, Context& context);

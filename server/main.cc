@@ -46,6 +46,11 @@ struct Flags {
   int64_t free_disk_mib_min = 256;
   double progress_deadline_seconds = 60;
   double first_progress_deadline_seconds = 600;
+  double min_run_time_seconds = 600;
+  double resize_interval_seconds = 600;
+  double usage_half_life_seconds = 24 * 3600;
+  double schedule_interval_seconds = 30;
+  double reservation_seconds = 300;
   rpc::TlsFiles tls;
   std::string token_file;
   std::string worker_token_file;
@@ -53,6 +58,34 @@ struct Flags {
   bool metrics_need_token = false;
   std::string log_level = "info";
 };
+
+void AddSchedulerFlags(CLI::App* app, Flags* flags) {
+  app->add_option("--checkpoint-grace-seconds", flags->checkpoint_grace_seconds,
+                  "Time for a paused, preempted, resized or moved rank to save a checkpoint and stop")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app->add_option("--min-run-time-seconds", flags->min_run_time_seconds,
+                  "An attempt runs at least that long before it is asked to stop for another job or another size")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app->add_option("--resize-interval-seconds", flags->resize_interval_seconds,
+                  "An elastic job gets more slots after so long in its attempt, if it has as long to go")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app->add_option("--usage-half-life-seconds", flags->usage_half_life_seconds,
+                  "Half of what a queue used counts after that long")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app->add_option("--schedule-interval-seconds", flags->schedule_interval_seconds,
+                  "Between passes of the scheduler while jobs wait, beside those after a change")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app->add_option("--reservation-seconds", flags->reservation_seconds,
+                  "Slots that others give back are kept that long for the job that they are for; above the checkpoint "
+                  "grace")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+}
 
 void AddServeFlags(CLI::App* app, Flags* flags) {
   app->set_config("--config", "", "File with any of these flags, `key = value` per line; unknown keys are errors");
@@ -77,10 +110,6 @@ void AddServeFlags(CLI::App* app, Flags* flags) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app->add_option("--kill-grace-seconds", flags->kill_grace_seconds, "Time for a cancelled rank to stop")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  app->add_option("--checkpoint-grace-seconds", flags->checkpoint_grace_seconds,
-                  "Time for a paused or preempted rank to save a checkpoint and stop")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app->add_option("--retry-backoff-seconds", flags->retry_backoff_seconds,
@@ -110,6 +139,7 @@ void AddServeFlags(CLI::App* app, Flags* flags) {
                   "The same, from its start to its first step")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  AddSchedulerFlags(app, flags);
   app->add_option("--tls-cert", flags->tls.certificate, "Certificate chain, PEM");
   app->add_option("--tls-key", flags->tls.key, "Its key, PEM");
   app->add_option("--tls-ca", flags->tls.client_authority,
@@ -139,6 +169,11 @@ core::CoreOptions CoreOptionsOf(const Flags& flags) {
   options.keep_finished_max = flags.keep_finished_max;
   options.progress_deadline_min = absl::Seconds(flags.progress_deadline_seconds);
   options.first_progress_deadline = absl::Seconds(flags.first_progress_deadline_seconds);
+  options.min_run_time = absl::Seconds(flags.min_run_time_seconds);
+  options.schedule_interval = absl::Seconds(flags.schedule_interval_seconds);
+  options.scheduler.resize_interval = absl::Seconds(flags.resize_interval_seconds);
+  options.scheduler.usage_half_life = absl::Seconds(flags.usage_half_life_seconds);
+  options.scheduler.reservation = absl::Seconds(flags.reservation_seconds);
   return options;
 }
 
@@ -152,6 +187,22 @@ absl::Status CheckFlags(const Flags& flags, const core::CoreOptions& core) {
   if (core.restart_grace < core.slot_reuse_after) {
     return absl::InvalidArgumentError(fmt::format("--restart-grace-seconds must be at least the slot reuse time ({})",
                                                   absl::ToDoubleSeconds(core.slot_reuse_after)));
+  }
+  if (core.scheduler.reservation <= core.checkpoint_grace) {
+    return absl::InvalidArgumentError(
+        fmt::format("--reservation-seconds is {}; it must be above --checkpoint-grace-seconds ({}), or slots would be "
+                    "given away while the ranks on them still stop",
+                    flags.reservation_seconds, flags.checkpoint_grace_seconds));
+  }
+  if (flags.usage_half_life_seconds < 60) {
+    return absl::InvalidArgumentError(
+        fmt::format("--usage-half-life-seconds is {}; it must be at least 60: queues would take turns in a moment",
+                    flags.usage_half_life_seconds));
+  }
+  if (flags.schedule_interval_seconds < 1) {
+    return absl::InvalidArgumentError(
+        fmt::format("--schedule-interval-seconds is {}; it must be at least 1: changes start a pass by themselves",
+                    flags.schedule_interval_seconds));
   }
   for (const std::string& root : flags.roots) {
     if (!std::filesystem::path(root).is_absolute()) {

@@ -188,18 +188,28 @@ void Core::State::On(const UpdateRequested& event) {
         fmt::format("{} is {}; only a waiting job can be changed", event.job_id, Name(job.state)))};
     return;
   }
+  std::map<std::string, std::string> labels = job.labels;
+  for (const auto& [key, value] : event.labels) {
+    if (value.empty()) {
+      labels.erase(key);
+    } else {
+      labels[key] = value;
+    }
+  }
+  if (labels.size() > kLabelsMax) {
+    effects_.reply = CommandReply{absl::InvalidArgumentError(
+        fmt::format("{} would have {} labels; a job may have {}", event.job_id, labels.size(), kLabelsMax))};
+    return;
+  }
+  const bool changes_priority = event.priority && *event.priority != job.priority;
+  if (!changes_priority && labels == job.labels) return;
   Touch(*entry);
-  if (event.priority && *event.priority != job.priority) {
+  changed_jobs_.insert(job.id);
+  job.labels = std::move(labels);
+  if (changes_priority) {
     const int64_t before = std::exchange(job.priority, *event.priority);
     AddEvent(*entry, "PRIORITY_CHANGED", fmt::format("priority {} instead of {}", job.priority, before));
     pass_due_ = true;
-  }
-  for (const auto& [key, value] : event.labels) {
-    if (value.empty()) {
-      job.labels.erase(key);
-    } else {
-      job.labels[key] = value;
-    }
   }
 }
 

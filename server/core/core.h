@@ -17,6 +17,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -81,7 +82,8 @@ struct DesiredRanks {
 
 // A job and all that is known about it.
 struct JobView {
-  Job job;                                             // reason and message say why it waits, when it does
+  // Reason and message say why it waits, when it does; `reserved` has only what is kept now.
+  Job job;
   int64_t queue_position = 0;                          // 1: next; 0: does not wait
   absl::Time expected_start = absl::InfiniteFuture();  // by estimates; InfiniteFuture: not known, or does not wait
   std::optional<Sample> progress;
@@ -100,6 +102,8 @@ struct QueueView {
   Queue queue;
   int64_t slots_held = 0;
   int64_t waiting = 0;
+  double used_share = 0;      // of what all queues have used; 0 when none has
+  double expected_share = 0;  // by weight, among queues that hold slots or wait; 0: this one does neither
 };
 
 // Counted since the start of this process, for metrics.
@@ -149,6 +153,8 @@ class Core {
   // By name; those that were configured or that jobs have named. Use as of `now`.
   std::vector<QueueView> ListQueues(absl::Time now) const;
   const Counters& counters() const;
+  // Waiting jobs by the reason of the newest pass; of those that no pass has seen yet by the reason of the job.
+  std::map<std::string, int64_t> WaitingByReason() const;
   // Jobs by the number of their state.
   std::array<int64_t, 12> JobsByState() const;
 

@@ -12,6 +12,8 @@
 
 namespace longspan::core {
 
+inline constexpr size_t kLabelsMax = 64;  // of a job, as in a job file
+
 // ---- in ----
 
 // A validated spec, with what the core needs of it taken out. `job` has the fields that are set at submit; `job.id` is
@@ -33,7 +35,7 @@ struct ResumeRequested {
 struct UpdateRequested {
   JobId job_id;
   std::optional<int64_t> priority;            // 0 to 100
-  std::map<std::string, std::string> labels;  // to set; an empty value removes one
+  std::map<std::string, std::string> labels;  // to set; an empty value removes one; kLabelsMax then at most
 };
 // Of a job that has ended: it is forgotten, with its events, samples and checkpoints' names. Files stay. Reply:
 // CommandReply.
@@ -48,9 +50,13 @@ struct UndrainRequested {
   WorkerId worker_id;
 };
 
-// What an operator says of a queue; its use stays. Reply: CommandReply.
+// What an operator says of a queue, as in Queue; what is absent stays, and its use does. Reply: CommandReply.
 struct QueueConfigured {
-  Queue queue;
+  std::string name;
+  std::optional<double> weight;
+  std::optional<int64_t> slots_max;
+  std::optional<int64_t> waiting_max;
+  std::optional<absl::Duration> run_time_default;
 };
 
 struct RankExit {

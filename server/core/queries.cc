@@ -37,7 +37,22 @@ absl::StatusOr<JobId> Core::ResolveJob(const std::string& id_or_name) const {
       fmt::format("{} jobs are named {}, the newest is {}; give an id", named.size(), id_or_name, named.back()));
 }
 
+std::map<std::string, int64_t> Core::WaitingByReason() const {
+  std::map<std::string, int64_t> counts;
+  for (const JobId& job_id : state_->waiting_) {
+    const State::JobEntry& entry = state_->jobs_.at(job_id);
+    ++counts[entry.wait.position > 0 ? entry.wait.reason : entry.job.reason];
+  }
+  return counts;
+}
+
 namespace {
+
+void DropEndedReservation(absl::Time now, Job& job) {
+  if (job.reserved_until > now) return;
+  job.reserved.clear();
+  job.reserved_until = absl::InfinitePast();
+}
 
 // What the scheduler says replaces "waits for slots"; the failure that a job recovers from is kept in front.
 void DescribeWait(const scheduler::Wait& wait, JobView& view) {
@@ -60,6 +75,7 @@ absl::StatusOr<JobView> Core::ViewJob(const JobId& job_id) const {
   const State::JobEntry& entry = it->second;
   JobView view;
   view.job = entry.job;
+  DropEndedReservation(state_->now_, view.job);
   DescribeWait(entry.wait, view);
   view.progress = entry.progress;
   if (!entry.checkpoints.empty()) view.latest_checkpoint = entry.checkpoints.back();
@@ -86,6 +102,7 @@ std::vector<JobView> Core::ListJobs(const JobId& before, size_t limit,
     if (!matches(entry.job)) continue;
     JobView view;
     view.job = entry.job;
+    DropEndedReservation(state_->now_, view.job);
     DescribeWait(entry.wait, view);
     view.progress = entry.progress;
     if (!entry.checkpoints.empty()) view.latest_checkpoint = entry.checkpoints.back();

@@ -40,32 +40,50 @@ void Core::State::SlotsHeldChange(const Job& job, int64_t by) {
 }
 
 void Core::State::On(const QueueConfigured& event) {
-  const Queue& wanted = event.queue;
-  if (wanted.name.empty() || !(wanted.weight > 0) || wanted.slots_max < 0 || wanted.waiting_max < 0 ||
-      wanted.run_time_default <= absl::ZeroDuration()) {
+  const auto known = queues_.find(event.name);
+  const QueueEntry before = known == queues_.end() ? QueueEntry() : known->second;
+  Queue queue = WithUse(before, options_.scheduler.usage_half_life, now_);
+  queue.name = event.name;
+  queue.weight = event.weight.value_or(queue.weight);
+  queue.slots_max = event.slots_max.value_or(queue.slots_max);
+  queue.waiting_max = event.waiting_max.value_or(queue.waiting_max);
+  queue.run_time_default = event.run_time_default.value_or(queue.run_time_default);
+  if (queue.name.empty() || !(queue.weight > 0) || !std::isfinite(queue.weight) || queue.slots_max < 0 ||
+      queue.waiting_max < 0 || queue.run_time_default <= absl::ZeroDuration()) {
     effects_.reply = CommandReply{absl::InvalidArgumentError(
         "a queue needs a name, a weight above 0, limits of at least 0 and a default run time above 0")};
     return;
   }
-  QueueEntry& entry = queues_[wanted.name];
-  Queue queue = WithUse(entry, options_.scheduler.usage_half_life, now_);
-  queue.name = wanted.name;
-  queue.weight = wanted.weight;
-  queue.slots_max = wanted.slots_max;
-  queue.waiting_max = wanted.waiting_max;
-  queue.run_time_default = wanted.run_time_default;
-  entry.queue = queue;
+  queues_[queue.name].queue = queue;
   touched_queues_.insert(queue.name);
   pass_due_ = true;
   effects_.reply = CommandReply{};
 }
 
+namespace {
+
+void AddShares(std::vector<QueueView>& views) {
+  const auto is_active = [](const QueueView& view) { return view.slots_held > 0 || view.waiting > 0; };
+  double used = 0, weight = 0;
+  for (const QueueView& view : views) {
+    used += view.queue.used_slot_seconds;
+    if (is_active(view)) weight += view.queue.weight;
+  }
+  for (QueueView& view : views) {
+    if (used > 0) view.used_share = view.queue.used_slot_seconds / used;
+    if (is_active(view)) view.expected_share = view.queue.weight / weight;
+  }
+}
+
+}  // namespace
+
 std::vector<QueueView> Core::ListQueues(absl::Time now) const {
   std::vector<QueueView> views;
   for (const auto& [name, entry] : state_->queues_) {
     const Queue queue = State::WithUse(entry, state_->options_.scheduler.usage_half_life, now);
-    views.push_back({queue, entry.slots_held, entry.waiting});
+    views.push_back({queue, entry.slots_held, entry.waiting, 0, 0});
   }
+  AddShares(views);
   return views;
 }
 

@@ -157,6 +157,9 @@ inline constexpr char kWorkersPreparing[] = "WORKERS_PREPARING";       // no wor
 inline constexpr char kBehindInQueue[] = "BEHIND_IN_QUEUE";            // would delay a job in front
 inline constexpr char kBackingOff[] = "BACKING_OFF";                   // a failed attempt is retried later
 inline constexpr char kRanksStopping[] = "RANKS_STOPPING";             // of the earlier attempt
+inline constexpr const char* kWaitReasons[] = {
+    kNoWorkers,       kRequirementsNotMet, kGangExceedsCluster, kGangExceedsQuota, kQueueAtQuota, kGangDoesNotFit,
+    kSlotsComingFree, kWorkersPreparing,   kBehindInQueue,      kBackingOff,       kRanksStopping};
 
 Plan Schedule(const Snapshot& snapshot, absl::Time now, const Options& options = {});
 

@@ -107,6 +107,33 @@ class FakeService final : public v1::TrainingService::Service {
     response->mutable_job()->set_state(v1::JOB_STATE_CANCELLING);
     return grpc::Status::OK;
   }
+  grpc::Status UpdateJob(grpc::ServerContext*, const v1::UpdateJobRequest* request,
+                         v1::UpdateJobResponse* response) override {
+    const Visit visit;
+    updates.push_back(*request);
+    *response->mutable_job() = job;
+    return grpc::Status::OK;
+  }
+  grpc::Status ListQueues(grpc::ServerContext*, const v1::ListQueuesRequest*,
+                          v1::ListQueuesResponse* response) override {
+    const Visit visit;
+    *response = queues;
+    return grpc::Status::OK;
+  }
+  grpc::Status UpdateQueue(grpc::ServerContext*, const v1::UpdateQueueRequest* request,
+                           v1::UpdateQueueResponse* response) override {
+    const Visit visit;
+    queue_updates.push_back(*request);
+    *response->mutable_queue() = request->queue();
+    return grpc::Status::OK;
+  }
+  grpc::Status DrainWorker(grpc::ServerContext*, const v1::DrainWorkerRequest* request,
+                           v1::DrainWorkerResponse* response) override {
+    const Visit visit;
+    drains.push_back(*request);
+    response->mutable_worker()->set_worker_id(request->worker_id());
+    return grpc::Status::OK;
+  }
   grpc::Status ListFiles(grpc::ServerContext*, const v1::ListFilesRequest* request,
                          v1::ListFilesResponse* response) override {
     const Visit visit;
@@ -130,6 +157,10 @@ class FakeService final : public v1::TrainingService::Service {
   std::vector<v1::WatchJobRequest> watched;
   std::vector<WatchScript> watch_scripts;
   std::string log;
+  std::vector<v1::UpdateJobRequest> updates;
+  v1::ListQueuesResponse queues;
+  std::vector<v1::UpdateQueueRequest> queue_updates;
+  std::vector<v1::DrainWorkerRequest> drains;
   v1::ListWorkersResponse workers;
   v1::ListCheckpointsResponse checkpoints;
   v1::PlanJobResponse plan;

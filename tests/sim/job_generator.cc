@@ -33,8 +33,8 @@ JobPlan MakeJob(World& world, int number, int64_t slots) {
   return plan;
 }
 
-core::Queue ConfiguredQueue(int64_t slots) {
-  core::Queue queue;
+core::QueueConfigured ConfiguredQueue(int64_t slots) {
+  core::QueueConfigured queue;
   queue.name = kSmallQueue;
   queue.slots_max = std::max<int64_t>(1, slots / 2);
   queue.run_time_default = absl::Seconds(20);

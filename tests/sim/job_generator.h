@@ -26,7 +26,7 @@ JobPlan MakeJob(World& world, int number, int64_t slots);
 
 // A queue that may hold half of the slots; jobs that fit there may be in it.
 inline constexpr char kSmallQueue[] = "small";
-core::Queue ConfiguredQueue(int64_t slots);
+core::QueueConfigured ConfiguredQueue(int64_t slots);
 
 // May a gang of so many ranks train?
 bool IsWholeGang(const core::Job& job, int64_t ranks);

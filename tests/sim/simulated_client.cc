@@ -56,8 +56,8 @@ void SimulatedClient::Submit(JobPlan plan) {
   });
 }
 
-void SimulatedClient::Configure(const core::Queue& queue) {
-  Command(core::QueueConfigured{queue}, 1'000'000, [] {}, "queue " + queue.name);
+void SimulatedClient::Configure(const core::QueueConfigured& queue) {
+  Command(queue, 1'000'000, [] {}, "queue " + queue.name);
 }
 
 void SimulatedClient::Command(core::Event event, int tries, std::function<void()> acknowledged,

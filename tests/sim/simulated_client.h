@@ -24,7 +24,7 @@ class SimulatedClient {
       : world_(world), network_(network), server_(server), trainers_(trainers), invariants_(invariants) {}
 
   void Submit(JobPlan plan);
-  void Configure(const core::Queue& queue);
+  void Configure(const core::QueueConfigured& queue);
   // A random command to a random job or worker.
   void DoSomething(int workers);
   // What keeps jobs from ending is taken back: pauses, drains.

@@ -282,7 +282,8 @@ void JobRun::ChooseCheckpoint() {
 }
 
 void JobRun::ChooseMemory() {
-  const MemoryPlanOptions plan_options{options_.spec, options_.threads, options_.slot_memory_bytes, device_};
+  const MemoryPlanOptions plan_options{options_.spec, options_.threads, options_.slot_memory_bytes, device_,
+                                       options_.world_size};
   const planner::PlannedJob job = PlannedJobFor(plan_options);
   memory_plan_ = PlanMemory(plan_options);
   const planner::JobPlan& plan = memory_plan_;

@@ -14,6 +14,7 @@
 //        the next sync
 //   cancel|pause|resume JOB       drain WORKER [move]      undrain WORKER         advance DURATION
 //   update JOB [priority=N] [label=KEY:VALUE]              queue NAME [weight=X] [slots_max=N] [waiting_max=N]
+//        [run_time_default=D]
 //   live DURATION                 time passes; workers report, and running trainers step, every 30 s
 //   delete JOB                    restore-server: from a backup made just now
 //   restart-server                show JOB                 workers                desired WORKER          queues
@@ -151,20 +152,23 @@ class Transcript {
   }
 
   void ConfigureQueue() {
-    Queue queue;
-    queue.name = Argument(0);
-    queue.weight = std::stod(Option("weight", "1"));
-    queue.slots_max = Number("slots_max", 0);
-    queue.waiting_max = Number("waiting_max", 0);
-    Step(QueueConfigured{queue});
+    QueueConfigured queue{Argument(0), {}, {}, {}, {}};
+    if (options_.contains("weight")) queue.weight = std::stod(options_["weight"]);
+    if (options_.contains("slots_max")) queue.slots_max = Number("slots_max", 0);
+    if (options_.contains("waiting_max")) queue.waiting_max = Number("waiting_max", 0);
+    if (options_.contains("run_time_default")) queue.run_time_default = Duration("run_time_default");
+    Step(queue);
   }
 
   void ShowQueues() {
     for (const QueueView& view : core_->ListQueues(now_)) {
-      Print(fmt::format("{} weight {:g}: {} waiting, {} slots held of {}, used {:.0f} slot-seconds", view.queue.name,
-                        view.queue.weight, view.waiting, view.slots_held,
-                        view.queue.slots_max == 0 ? "any" : std::to_string(view.queue.slots_max),
-                        view.queue.used_slot_seconds));
+      const auto limit = [](int64_t max) { return max == 0 ? "any" : std::to_string(max); };
+      Print(fmt::format(
+          "{} weight {:g}: {} waiting of {}, {} slots held of {}, used {:.0f} slot-seconds ({:.0f}% of {:.0f}%), "
+          "{} a job",
+          view.queue.name, view.queue.weight, view.waiting, limit(view.queue.waiting_max), view.slots_held,
+          limit(view.queue.slots_max), view.queue.used_slot_seconds, 100 * view.used_share, 100 * view.expected_share,
+          absl::FormatDuration(view.queue.run_time_default)));
     }
   }
 
@@ -282,6 +286,10 @@ class Transcript {
     Print("  " + job.message);
     if (view->progress) Print(fmt::format("  progress {} step {}", Name(view->progress->phase), view->progress->step));
     if (view->latest_checkpoint) Print("  checkpoint " + view->latest_checkpoint->name);
+    for (const scheduler::Placement& slot : job.reserved) {
+      Print(fmt::format("  slot {}:{} is kept for {}", slot.worker_id, slot.slot,
+                        absl::FormatDuration(job.reserved_until - now_)));
+    }
   }
 
   void ShowWorkers() {
