@@ -40,11 +40,14 @@ void AddCommands(CLI::App& app, Context& context) {
   AddWatch(app, context);
   AddLogs(app, context);
   AddCancel(app, context);
+  AddDelete(app, context);
   AddPauseAndResume(app, context);
+  AddUpdate(app, context);
   AddCheckpoints(app, context);
   AddExport(app, context);
   AddEvaluate(app, context);
   AddDownload(app, context);
+  AddQueues(app, context);
   AddWorkers(app, context);
   AddDrainAndUndrain(app, context);
   AddDev(app, context);

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -59,11 +60,14 @@ void AddDescribe(CLI::App& app, Context& context);
 void AddWatch(CLI::App& app, Context& context);
 void AddLogs(CLI::App& app, Context& context);
 void AddCancel(CLI::App& app, Context& context);
+void AddDelete(CLI::App& app, Context& context);
 void AddPauseAndResume(CLI::App& app, Context& context);
 void AddCheckpoints(CLI::App& app, Context& context);
 void AddExport(CLI::App& app, Context& context);
 void AddEvaluate(CLI::App& app, Context& context);
 void AddDownload(CLI::App& app, Context& context);
+void AddUpdate(CLI::App& app, Context& context);
+void AddQueues(CLI::App& app, Context& context);
 void AddWorkers(CLI::App& app, Context& context);
 void AddDrainAndUndrain(CLI::App& app, Context& context);
 void AddDev(CLI::App& app, Context& context);

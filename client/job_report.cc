@@ -175,9 +175,7 @@ std::string WhereItStands(const v1::Job& job) {
   std::string text = WordOf(job.state());
   if (!job.reason().empty() && job.reason() != text) text += ": " + job.reason();
   if (!job.status_message().empty()) text += ": " + job.status_message();
-  if (job.queue_position() > 0)
-    text += fmt::format("; position {} in queue {}", job.queue_position(),
-                        job.spec().has_queue() ? job.spec().queue() : "default");
+  if (job.queue_position() > 0) text += fmt::format("; position {} of all that wait", job.queue_position());
   return WithoutControls(text);
 }
 
@@ -188,6 +186,19 @@ bool IsTerminal(v1::JobState state) {
 int ExitCodeOf(v1::JobState state) {
   if (state == v1::JOB_STATE_SUCCEEDED) return kExitSucceeded;
   return state == v1::JOB_STATE_CANCELLED ? kExitCancelled : kExitFailed;
+}
+
+std::string SlotsText(const v1::ResourcesSpec& resources) {
+  const int64_t slots = resources.has_slots() ? resources.slots() : 1;
+  const int64_t least = resources.has_slots_min() ? resources.slots_min() : slots;
+  return least < slots ? fmt::format("{}-{}", least, slots) : std::to_string(slots);
+}
+
+std::string UntilText(const google::protobuf::Timestamp& time, std::chrono::system_clock::time_point now) {
+  const double seconds = std::chrono::duration<double>(TimeOf(time) - now).count();
+  if (seconds < 1) return "soon";
+  // An estimate is not good to the second.
+  return "in " + (seconds < 60 || seconds >= 3600 ? DurationText(seconds) : fmt::format("{:.0f}m", seconds / 60));
 }
 
 std::string AgeText(const google::protobuf::Timestamp& since, std::chrono::system_clock::time_point now) {

@@ -24,7 +24,7 @@ void PrintResult(std::ostream& out, const v1::Job& job, const std::vector<CurveP
 // folded to `width` columns; 0: they are not.
 void PrintExample(std::ostream& out, const v1::Job& job, int width);
 
-// "QUEUED: GANG_DOES_NOT_FIT: needs 4 slots, 3 free; position 2 in queue default": one sentence about where a job
+// "QUEUED: GANG_DOES_NOT_FIT: needs 4 slots, 3 free; position 2 of all that wait": one sentence about where a job
 // stands.
 std::string WhereItStands(const v1::Job& job);
 
@@ -35,6 +35,11 @@ bool IsTerminal(v1::JobState state);
 // Exit code of `--wait`.
 int ExitCodeOf(v1::JobState state);
 
+// Ranks of the gang: "4", or "2-4" of an elastic job.
+std::string SlotsText(const v1::ResourcesSpec& resources);
+
+// "in 25m", "in 3h05m"; "soon" for what is past.
+std::string UntilText(const google::protobuf::Timestamp& time, std::chrono::system_clock::time_point now);
 // "3m ago" in whole units.
 std::string AgeText(const google::protobuf::Timestamp& since, std::chrono::system_clock::time_point now);
 

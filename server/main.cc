@@ -16,6 +16,7 @@
 #include <thread>
 
 #include "server/http/http_server.h"
+#include "server/restore.h"
 #include "server/rpc/rpc_server.h"
 #include "server/store/sqlite_store.h"
 
@@ -37,8 +38,19 @@ struct Flags {
   double slot_reuse_seconds = 0;
   double restart_grace_seconds = 120;
   double kill_grace_seconds = 10;
+  double checkpoint_grace_seconds = 120;
   double retry_backoff_seconds = 1;
   double start_deadline_seconds = 300;
+  double keep_finished_days = 90;
+  int64_t keep_finished_max = 20'000;
+  int64_t free_disk_mib_min = 256;
+  double progress_deadline_seconds = 60;
+  double first_progress_deadline_seconds = 600;
+  double min_run_time_seconds = 600;
+  double resize_interval_seconds = 600;
+  double usage_half_life_seconds = 24 * 3600;
+  double schedule_interval_seconds = 30;
+  double reservation_seconds = 300;
   rpc::TlsFiles tls;
   std::string token_file;
   std::string worker_token_file;
@@ -46,6 +58,34 @@ struct Flags {
   bool metrics_need_token = false;
   std::string log_level = "info";
 };
+
+void AddSchedulerFlags(CLI::App* app, Flags* flags) {
+  app->add_option("--checkpoint-grace-seconds", flags->checkpoint_grace_seconds,
+                  "Time for a paused, preempted, resized or moved rank to save a checkpoint and stop")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app->add_option("--min-run-time-seconds", flags->min_run_time_seconds,
+                  "An attempt runs at least that long before it is asked to stop for another job or another size")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app->add_option("--resize-interval-seconds", flags->resize_interval_seconds,
+                  "An elastic job gets more slots after so long in its attempt, if it has as long to go")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app->add_option("--usage-half-life-seconds", flags->usage_half_life_seconds,
+                  "Half of what a queue used counts after that long")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app->add_option("--schedule-interval-seconds", flags->schedule_interval_seconds,
+                  "Between passes of the scheduler while jobs wait, beside those after a change")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app->add_option("--reservation-seconds", flags->reservation_seconds,
+                  "Slots that others give back are kept that long for the job that they are for; above the checkpoint "
+                  "grace")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+}
 
 void AddServeFlags(CLI::App* app, Flags* flags) {
   app->set_config("--config", "", "File with any of these flags, `key = value` per line; unknown keys are errors");
@@ -79,6 +119,27 @@ void AddServeFlags(CLI::App* app, Flags* flags) {
   app->add_option("--start-deadline-seconds", flags->start_deadline_seconds, "From placement until every rank must run")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  app->add_option("--keep-finished-days", flags->keep_finished_days,
+                  "A job that has ended is forgotten after that; its files stay")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app->add_option("--keep-finished-max", flags->keep_finished_max,
+                  "Of jobs that have ended the newest so many are kept")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app->add_option("--free-disk-mib-min", flags->free_disk_mib_min,
+                  "New jobs are refused while the database's disk has less left")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app->add_option("--progress-deadline-seconds", flags->progress_deadline_seconds,
+                  "A job that makes no step for so long, or for 20 of its step times if that is longer, is restarted")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app->add_option("--first-progress-deadline-seconds", flags->first_progress_deadline_seconds,
+                  "The same, from its start to its first step")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  AddSchedulerFlags(app, flags);
   app->add_option("--tls-cert", flags->tls.certificate, "Certificate chain, PEM");
   app->add_option("--tls-key", flags->tls.key, "Its key, PEM");
   app->add_option("--tls-ca", flags->tls.client_authority,
@@ -101,8 +162,18 @@ core::CoreOptions CoreOptionsOf(const Flags& flags) {
       absl::Seconds(flags.slot_reuse_seconds > 0 ? flags.slot_reuse_seconds : flags.lease_seconds * 1.25);
   options.restart_grace = absl::Seconds(flags.restart_grace_seconds);
   options.kill_grace = absl::Seconds(flags.kill_grace_seconds);
+  options.checkpoint_grace = absl::Seconds(flags.checkpoint_grace_seconds);
   options.backoff_first = absl::Seconds(flags.retry_backoff_seconds);
   options.start_deadline = absl::Seconds(flags.start_deadline_seconds);
+  options.keep_finished = absl::Hours(24) * flags.keep_finished_days;
+  options.keep_finished_max = flags.keep_finished_max;
+  options.progress_deadline_min = absl::Seconds(flags.progress_deadline_seconds);
+  options.first_progress_deadline = absl::Seconds(flags.first_progress_deadline_seconds);
+  options.min_run_time = absl::Seconds(flags.min_run_time_seconds);
+  options.schedule_interval = absl::Seconds(flags.schedule_interval_seconds);
+  options.scheduler.resize_interval = absl::Seconds(flags.resize_interval_seconds);
+  options.scheduler.usage_half_life = absl::Seconds(flags.usage_half_life_seconds);
+  options.scheduler.reservation = absl::Seconds(flags.reservation_seconds);
   return options;
 }
 
@@ -116,6 +187,22 @@ absl::Status CheckFlags(const Flags& flags, const core::CoreOptions& core) {
   if (core.restart_grace < core.slot_reuse_after) {
     return absl::InvalidArgumentError(fmt::format("--restart-grace-seconds must be at least the slot reuse time ({})",
                                                   absl::ToDoubleSeconds(core.slot_reuse_after)));
+  }
+  if (core.scheduler.reservation <= core.checkpoint_grace) {
+    return absl::InvalidArgumentError(
+        fmt::format("--reservation-seconds is {}; it must be above --checkpoint-grace-seconds ({}), or slots would be "
+                    "given away while the ranks on them still stop",
+                    flags.reservation_seconds, flags.checkpoint_grace_seconds));
+  }
+  if (flags.usage_half_life_seconds < 60) {
+    return absl::InvalidArgumentError(
+        fmt::format("--usage-half-life-seconds is {}; it must be at least 60: queues would take turns in a moment",
+                    flags.usage_half_life_seconds));
+  }
+  if (flags.schedule_interval_seconds < 1) {
+    return absl::InvalidArgumentError(
+        fmt::format("--schedule-interval-seconds is {}; it must be at least 1: changes start a pass by themselves",
+                    flags.schedule_interval_seconds));
   }
   for (const std::string& root : flags.roots) {
     if (!std::filesystem::path(root).is_absolute()) {
@@ -189,6 +276,7 @@ absl::Status Serve(const Flags& flags) {
   options.insecure = flags.insecure;
   options.storage = flags.storage;
   options.coordinator.core = core_options;
+  options.coordinator.free_bytes_min = flags.free_disk_mib_min << 20;
   options.coordinator.on_fatal = [](const absl::Status& cause) {
     spdlog::critical("the database is not what this server wrote; stopping: {}", std::string(cause.message()));
     kill(getpid(), SIGTERM);
@@ -227,6 +315,23 @@ absl::Status Backup(const std::string& data_dir, const std::string& target) {
   return store::BackupSqliteDatabase((std::filesystem::path(data_dir) / "longspan.db").string(), target);
 }
 
+absl::Status Restore(const std::string& from, const std::string& data_dir) {
+  const absl::StatusOr<Restored> restored = RestoreBackup(from, data_dir);
+  if (!restored.ok()) return restored.status();
+  std::cout << fmt::format(
+      "restored {} jobs, {} of them unfinished; those that ran then start again from their newest checkpoint of then.\n"
+      "Ranks that workers still run of the time since are refused and stopped when these workers report. If one cannot "
+      "be "
+      "reached, start the server only when its lease has run out.\n",
+      restored->jobs, restored->unfinished);
+  return absl::OkStatus();
+}
+
+absl::Status ServeIn(Flags flags) {
+  flags.storage = std::filesystem::absolute(flags.storage).lexically_normal().string();  // jobs keep it for ever
+  return Serve(flags);
+}
+
 int Main(int argc, char** argv) {
   CLI::App app{"The coordinator of a Longspan cluster: accepts jobs, places them on workers, keeps the truth."};
   Flags flags;
@@ -238,9 +343,14 @@ int Main(int argc, char** argv) {
   std::string backup_target;
   backup->add_option("--data-dir", backup_data_dir, "Folder of the database")->required();
   backup->add_option("--to", backup_target, "File to write; must not exist")->required();
+  CLI::App* restore = app.add_subcommand("restore", "Make a backup the database of a server that is to start");
+  std::string restore_from;
+  restore->add_option("--from", restore_from, "File that backup wrote")->required();
+  restore->add_option("--data-dir", backup_data_dir, "Folder of the database; must not have one")->required();
   app.require_subcommand(0, 1);
   CLI::App* serve = &app;
-  const bool has_subcommand = argc > 1 && (std::string(argv[1]) == "version" || std::string(argv[1]) == "backup");
+  const std::string first = argc > 1 ? argv[1] : "";
+  const bool has_subcommand = first == "version" || first == "backup" || first == "restore";
   if (!has_subcommand) AddServeFlags(serve, &flags);
   try {
     app.parse(argc, argv);
@@ -249,14 +359,15 @@ int Main(int argc, char** argv) {
   }
   spdlog::set_default_logger(spdlog::stderr_color_mt("server"));
   spdlog::set_level(spdlog::level::from_str(flags.log_level));
-  flags.storage = std::filesystem::absolute(flags.storage).lexically_normal().string();  // jobs keep it for ever
   // gRPC speaks on standard error by itself; what matters of it comes back as statuses.
   gpr_set_log_function([](gpr_log_func_args* args) { spdlog::debug("grpc: {}", args->message); });
   if (version->parsed()) {
     std::cout << "longspan-server " << LONGSPAN_VERSION << "\n";
     return 0;
   }
-  const absl::Status status = backup->parsed() ? Backup(backup_data_dir, backup_target) : Serve(flags);
+  const absl::Status status = backup->parsed()    ? Backup(backup_data_dir, backup_target)
+                              : restore->parsed() ? Restore(restore_from, backup_data_dir)
+                                                  : ServeIn(flags);
   if (status.ok()) return 0;
   std::cerr << "longspan-server: " << status.message() << "\n";
   return 1;

@@ -30,22 +30,36 @@ std::vector<Word> FlagsOf(const CLI::App& app) {
   return flags;
 }
 
-std::string Joined(const std::vector<Word>& words) {
-  std::string text;
-  for (const Word& word : words) text += (text.empty() ? "" : " ") + word.word;
-  return text;
-}
-
 std::vector<Word> CommandWords(const CLI::App& app) {
   std::vector<Word> words;
   for (const CLI::App* command : CommandsOf(app)) words.push_back({command->get_name(), command->get_description()});
   return words;
 }
 
+// Of a command and of those below it.
+std::vector<Word> AllFlagsOf(const CLI::App& command) {
+  std::vector<Word> flags = FlagsOf(command);
+  for (const CLI::App* below : CommandsOf(command)) {
+    for (const Word& flag : FlagsOf(*below)) {
+      const auto same = [&](const Word& known) { return known.word == flag.word; };
+      if (std::none_of(flags.begin(), flags.end(), same)) flags.push_back(flag);
+    }
+  }
+  return flags;
+}
+
+std::string Joined(const std::vector<Word>& words) {
+  std::string text;
+  for (const Word& word : words) text += (text.empty() ? "" : " ") + word.word;
+  return text;
+}
+
 std::string Bash(const CLI::App& app) {
   std::string cases;
   for (const CLI::App* command : CommandsOf(app)) {
-    cases += fmt::format("    {}) words=\"{}\" ;;\n", command->get_name(), Joined(FlagsOf(*command)));
+    const std::string below = Joined(CommandWords(*command));
+    cases += fmt::format("    {}) words=\"{}{}{}\" ;;\n", command->get_name(), below, below.empty() ? "" : " ",
+                         Joined(AllFlagsOf(*command)));
   }
   return fmt::format(R"(# bash completion of longspan; put `source <(longspan completion bash)` into ~/.bashrc
 _longspan() {{
@@ -81,7 +95,10 @@ std::string Zsh(const CLI::App& app) {
   for (const CLI::App* command : CommandsOf(app)) {
     commands += "    " + Quoted(command->get_name() + ":" + ZshText(command->get_description())) + "\n";
     std::string flags;
-    for (const Word& flag : FlagsOf(*command)) flags += " " + Quoted(flag.word + "[" + ZshText(flag.description) + "]");
+    for (const Word& flag : AllFlagsOf(*command))
+      flags += " " + Quoted(flag.word + "[" + ZshText(flag.description) + "]");
+    const std::string below = Joined(CommandWords(*command));
+    if (!below.empty()) flags += fmt::format(" '1:command:({})'", below);
     cases += fmt::format("    {}) _arguments -s{} '*:file:_files' ;;\n", command->get_name(), flags);
   }
   return fmt::format(R"(#compdef longspan
@@ -111,7 +128,11 @@ std::string Fish(const CLI::App& app) {
                         Quoted(word.description));
   }
   for (const CLI::App* command : CommandsOf(app)) {
-    for (const Word& flag : FlagsOf(*command)) {
+    for (const Word& below : CommandWords(*command)) {
+      text += fmt::format("complete -c longspan -n '__fish_seen_subcommand_from {}' -f -a {} -d {}\n",
+                          command->get_name(), below.word, Quoted(below.description));
+    }
+    for (const Word& flag : AllFlagsOf(*command)) {
       text += fmt::format("complete -c longspan -n '__fish_seen_subcommand_from {}' -l {} -d {}\n", command->get_name(),
                           flag.word.substr(2), Quoted(flag.description));
     }

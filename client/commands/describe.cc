@@ -31,6 +31,48 @@ std::string RanksText(const v1::Attempt& attempt) {
   return text;
 }
 
+// With the size of the gang, where it may have several.
+std::string SlotsAndSize(const v1::Job& job) {
+  std::string text = SlotsText(job.spec().resources());
+  const bool runs = !job.attempts().empty() && !job.attempts().rbegin()->has_end_time();
+  if (!runs || !job.spec().resources().has_slots_min() || job.attempts().rbegin()->phase() == v1::PHASE_PREPARE)
+    return text;
+  return fmt::format("{}, now {}", text, job.attempts().rbegin()->ranks_size());
+}
+
+std::string RequirementsText(const v1::ResourcesSpec& resources) {
+  std::string text;
+  for (const auto& [key, value] :
+       std::map<std::string, std::string>(resources.require().begin(), resources.require().end()))
+    text += fmt::format("{}{}: {}", text.empty() ? "" : ", ", key, value);
+  if (resources.has_memory_bytes_min()) {
+    text += fmt::format("{}{} a slot", text.empty() ? "" : ", ", BytesText(resources.memory_bytes_min()));
+  }
+  return text;
+}
+
+std::string ExpectedStartText(const v1::Job& job, const Context& context) {
+  if (job.queue_position() == 0) return "";
+  if (!job.has_expected_start_time()) return "not known";
+  return fmt::format("{}, by estimates ({})", UntilText(job.expected_start_time(), context.environment.now()),
+                     TimeText(job.expected_start_time()));
+}
+
+std::string ReservedText(const v1::Job& job, const Context& context) {
+  std::string text;
+  for (const v1::ReservedSlot& slot : job.reserved_slots()) {
+    if (text.size() > 60) {
+      text += " ...";
+      break;
+    }
+    text += fmt::format("{}{}:{}", text.empty() ? "" : " ", slot.worker_id(), slot.slot());
+  }
+  if (text.empty()) return "";
+  return fmt::format("{}; lapses {}", text, UntilText(job.reserved_until_time(), context.environment.now()));
+}
+
+std::string TimesText(int64_t count) { return count == 1 ? "once" : fmt::format("{} times", count); }
+
 void PrintAttempts(std::ostream& out, const v1::Job& job, int width) {
   if (job.attempts().empty()) return;
   out << "\n";
@@ -66,7 +108,11 @@ int Describe(const Context& context, const DescribeOptions& options) {
   PrintFact(out, "Queue",
             fmt::format("{}, priority {}", job.spec().has_queue() ? job.spec().queue() : "default",
                         job.spec().has_priority() ? job.spec().priority() : 50));
-  PrintFact(out, "Slots", std::to_string(job.spec().resources().slots()));
+  PrintFact(out, "Slots", SlotsAndSize(job));
+  PrintFact(out, "Requires", RequirementsText(job.spec().resources()));
+  PrintFact(out, "Starts", ExpectedStartText(job, context));
+  PrintFact(out, "Reserved", ReservedText(job, context));
+  if (job.preemptions() > 0) PrintFact(out, "Preempted", TimesText(job.preemptions()));
   PrintFact(out, "Model", job.spec().model().path());
   PrintFact(out, "Context", CountText(job.spec().context_length()) + " tokens");
   PrintFact(out, "Owner", job.owner());

@@ -1,6 +1,8 @@
 // longspan list
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "client/command.h"
 #include "client/job_report.h"
 #include "client/message_json.h"
@@ -61,6 +63,15 @@ std::string LossText(const v1::Job& job) {
   return loss == job.progress().values().end() ? "" : fmt::format("{:.4f}", loss->second);
 }
 
+std::string PositionText(const v1::Job& job) {
+  return job.queue_position() > 0 ? std::to_string(job.queue_position()) : "";
+}
+
+std::string StartText(const v1::Job& job, std::chrono::system_clock::time_point now) {
+  if (job.queue_position() == 0) return "";
+  return job.has_expected_start_time() ? UntilText(job.expected_start_time(), now) : "?";
+}
+
 int List(const Context& context, const ListOptions& options) {
   const v1::ListJobsRequest request = RequestOf(options);
   const std::vector<v1::Job> jobs = AllPages(context.Connect(), request, static_cast<size_t>(options.limit));
@@ -74,11 +85,24 @@ int List(const Context& context, const ListOptions& options) {
     context.err() << "no jobs\n";
     return kExitSucceeded;
   }
-  Table table({"JOB", "NAME", "STATE", ">SLOTS", ">STEP", ">LOSS", ">SUBMITTED", "WHY"});
+  // How a job waits is asked only where one does.
+  const bool any_waits =
+      std::any_of(jobs.begin(), jobs.end(), [](const auto& job) { return job.queue_position() > 0; });
+  std::vector<std::string> headings = {"JOB", "NAME", "STATE", ">SLOTS", ">STEP", ">LOSS", ">SUBMITTED"};
+  if (any_waits) headings.insert(headings.end(), {">POSITION", ">STARTS"});
+  headings.emplace_back("WHY");
+  Table table(headings);
   for (const v1::Job& job : jobs) {
-    table.Add({job.job_id(), job.spec().name(), WordOf(job.state()), std::to_string(job.spec().resources().slots()),
-               StepText(job), LossText(job), AgeText(job.submit_time(), context.environment.now()),
-               job.status_message().empty() ? job.reason() : job.status_message()});
+    std::vector<std::string> cells = {job.job_id(),
+                                      job.spec().name(),
+                                      WordOf(job.state()),
+                                      SlotsText(job.spec().resources()),
+                                      StepText(job),
+                                      LossText(job),
+                                      AgeText(job.submit_time(), context.environment.now())};
+    if (any_waits) cells.insert(cells.end(), {PositionText(job), StartText(job, context.environment.now())});
+    cells.push_back(job.status_message().empty() ? job.reason() : job.status_message());
+    table.Add(cells);
   }
   table.Print(context.out(), context.environment.out_is_terminal ? context.environment.width : 0);
   return kExitSucceeded;

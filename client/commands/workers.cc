@@ -13,6 +13,7 @@ namespace {
 struct NoOptions {};
 struct WorkerOptions {
   std::string worker;
+  bool move = false;
 };
 
 int PrintWorkers(const Context& context, const std::vector<v1::Worker>& workers) {
@@ -48,6 +49,7 @@ int Workers(const Context& context, const NoOptions&) {
 int Drain(const Context& context, const WorkerOptions& options) {
   v1::DrainWorkerRequest request;
   request.set_worker_id(options.worker);
+  request.set_move(options.move);
   return PrintWorkers(context, {context.Connect().Call(&v1::TrainingService::Stub::DrainWorker, request).worker()});
 }
 
@@ -69,6 +71,7 @@ void AddDrainAndUndrain(CLI::App& app, Context& context) {
   auto options = std::make_shared<WorkerOptions>();
   CLI::App* drain = AddCommand(app, context, "drain", "Place no new ranks on a worker", options, &Drain);
   drain->add_option("WORKER", options->worker, "Its name")->required();
+  drain->add_flag("--move", options->move, "Its ranks save a checkpoint and go on elsewhere; else they end there");
   AddOutputFlag(drain, context);
   CLI::App* undrain = AddCommand(app, context, "undrain", "Take a drain back", options, &Undrain);
   undrain->add_option("WORKER", options->worker, "Its name")->required();

@@ -114,6 +114,14 @@ std::string CheckLabels(const std::map<std::string, std::string>& labels) {
   return "";
 }
 
+std::string CheckRequire(const std::map<std::string, std::string>& labels) {
+  if (std::string wrong = CheckLabels(labels); !wrong.empty()) return wrong;
+  for (const auto& [key, value] : labels) {
+    if (value.empty()) return fmt::format("{} is empty; must be the value that the worker's label has", key);
+  }
+  return "";
+}
+
 // Keys of rank_pattern and alpha_pattern: the end of a module's name.
 template <class T>
 std::string CheckPattern(const std::map<std::string, T>& pattern) {
@@ -219,13 +227,14 @@ class Row {
     return *this;
   }
   // A size: bytes, or a text with a unit. The canonical document has bytes.
-  Row& Bytes(std::optional<int64_t> MemorySection::* member) {
+  template <class Access>
+  Row& Bytes(Access access) {
     field_.info.unit = "bytes";
     field_.info.range += ", or a text such as \"12GiB\"";
-    field_.read = [member, number = field_.read](const json& value, JobSpec& spec) -> std::string {
+    field_.read = [access, number = field_.read](const json& value, JobSpec& spec) -> std::string {
       if (!value.is_string()) return number(value, spec);
-      spec.memory.*member = ParseBytes(value.get_ref<const std::string&>());
-      return spec.memory.*member ? "" : Wrong(value, "bytes, or a text such as \"12GiB\" (B, KiB, MiB, GiB or TiB)");
+      access(spec) = ParseBytes(value.get_ref<const std::string&>());
+      return access(spec) ? "" : Wrong(value, "bytes, or a text such as \"12GiB\" (B, KiB, MiB, GiB or TiB)");
     };
     return *this;
   }
@@ -504,12 +513,12 @@ void AddMemoryRows(std::vector<Field>& rows) {
   rows.push_back(Row("memory.device_bytes", "Memory of its device that a rank may use.", AT(memory.device_bytes))
                      .Absent("that of the slot it runs on")
                      .In(any_bytes)
-                     .Bytes(&MemorySection::device_bytes)
+                     .Bytes(AT(memory.device_bytes))
                      .Build());
   rows.push_back(Row("memory.host_bytes", "Host memory that a rank may use for kept values.", AT(memory.host_bytes))
                      .Absent("none")
                      .In({0, static_cast<double>(kIntegerMax)})
-                     .Bytes(&MemorySection::host_bytes)
+                     .Bytes(AT(memory.host_bytes))
                      .Build());
 }
 
@@ -637,6 +646,27 @@ void AddRunRows(std::vector<Field>& rows) {
                      "large for one slot; of lora and longlora.",
                      AT(resources.shard_weights))
                      .IgnoredByProbe()
+                     .Build());
+  rows.push_back(Row("resources.slots_min",
+                     "Fewest ranks that the gang may run with; a multiple of sequence_parallel. It starts with what is "
+                     "free and goes on with more or fewer from a checkpoint.",
+                     AT(resources.slots_min))
+                     .Unit("slots")
+                     .Absent("as many as slots")
+                     .In({1, 65536})
+                     .IgnoredByProbe()
+                     .Build());
+  rows.push_back(
+      Row("resources.require",
+          "Labels that the workers must have, such as {zone: a}; gpu: H200 asks for a device by a part of its "
+          "name.",
+          AT(resources.require))
+          .Checked("at most 64, values of 1 to 255 bytes", AT(resources.require), CheckRequire)
+          .Build());
+  rows.push_back(Row("resources.memory_bytes_min", "Memory that each slot must have.", AT(resources.memory_bytes_min))
+                     .Absent("what the planner finds that a rank needs")
+                     .In({1, static_cast<double>(kIntegerMax)})
+                     .Bytes(AT(resources.memory_bytes_min))
                      .Build());
   rows.push_back(Row("output.adapter", "Write a PEFT adapter; method full has none.", AT(output.adapter)).Build());
   rows.push_back(Row("output.merged", "Write a whole Hugging Face model.", AT(output.merged)).Build());

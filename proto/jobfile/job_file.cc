@@ -258,6 +258,25 @@ void CheckSequenceParallel(const JobSpec& spec, std::vector<Mistake>& mistakes) 
                   ResolvedGroupSize(spec), spec.context_length / ranks, ranks));
 }
 
+// Fewer ranks than `slots` keep every other rule: more sequences for each, and the same parts of a sequence.
+void CheckElastic(const JobSpec& spec, std::vector<Mistake>& mistakes) {
+  if (!spec.resources.slots_min) return;
+  const int64_t least = *spec.resources.slots_min, slots = spec.resources.slots, ranks = RanksPerSequence(spec);
+  const auto add = [&](std::string text) { mistakes.push_back({"resources.slots_min", 0, std::move(text)}); };
+  if (spec.kind != JobKind::kExtend) {
+    add("does not go with kind evaluate, which has no checkpoint to go on from with other ranks; leave it out");
+  } else if (least < 1 || slots < 1) {
+    return;  // out of its range, which is said already
+  } else if (least > slots) {
+    add(fmt::format("is {}; must be at most resources.slots, {}", least, slots));
+  } else if (least % ranks != 0) {
+    add(fmt::format("is {}; must be a multiple of resources.sequence_parallel, {}", least, ranks));
+  } else if ((slots - least) / ranks >= kGangSizesMax) {
+    add(fmt::format("is {}, which leaves {} sizes of the gang; at most {} are allowed: give at least {}", least,
+                    (slots - least) / ranks + 1, kGangSizesMax, slots - (kGangSizesMax - 1) * ranks));
+  }
+}
+
 void CheckPromptTemplate(const EvaluationSection& evaluation, std::vector<Mistake>& mistakes) {
   const bool has_prompts = !evaluation.longbench.path.empty() || !evaluation.conversations.path.empty();
   if (evaluation.prompt_template == PromptTemplate::kNone || has_prompts) return;
@@ -400,6 +419,7 @@ std::vector<Mistake> Validate(const JobSpec& spec, Purpose purpose) {
   }
   if (purpose == Purpose::kTrain && spec.kind == JobKind::kExtend) CheckGlobalBatch(spec, mistakes);
   if (purpose == Purpose::kTrain) CheckSequenceParallel(spec, mistakes);
+  if (purpose == Purpose::kTrain) CheckElastic(spec, mistakes);
   if (purpose == Purpose::kTrain) CheckShardedWeights(spec, mistakes);
   CheckFp8(spec, mistakes);
   CheckRope(spec, mistakes);
@@ -407,6 +427,11 @@ std::vector<Mistake> Validate(const JobSpec& spec, Purpose purpose) {
   if (purpose == Purpose::kTrain) CheckPromptTemplate(spec.evaluation, mistakes);
   if (purpose == Purpose::kTrain && spec.kind == JobKind::kEvaluate) CheckEvaluation(spec, mistakes);
   return mistakes;
+}
+
+std::string CheckKey(std::string_view path, const JobSpec& spec) {
+  const Field* field = FindField(path);
+  return field == nullptr ? fmt::format("{} is no key", path) : field->check(spec);
 }
 
 json ToDocument(const JobSpec& spec) {
@@ -428,6 +453,13 @@ int64_t ResolvedGroupSize(const JobSpec& spec) {
   if (spec.attention.group_size) return *spec.attention.group_size;
   const double ratio = spec.attention.group_ratio.value_or(0.25);
   return std::max<int64_t>(1, static_cast<int64_t>(std::floor(static_cast<double>(spec.context_length) * ratio)));
+}
+
+std::vector<int64_t> GangSizes(const JobSpec& spec) {
+  std::vector<int64_t> sizes;
+  const int64_t least = spec.resources.slots_min.value_or(spec.resources.slots);
+  for (int64_t size = least; size <= spec.resources.slots; size += RanksPerSequence(spec)) sizes.push_back(size);
+  return sizes;
 }
 
 int64_t RanksPerSequence(const JobSpec& spec) {

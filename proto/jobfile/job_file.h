@@ -48,6 +48,10 @@ std::vector<Mistake> ReadDocument(const nlohmann::json& document, const LineOf& 
 // Every rule that needs more than one field or a range; ParseText and ParseDocument have applied it already.
 std::vector<Mistake> Validate(const JobSpec& spec, Purpose purpose = Purpose::kTrain);
 
+// What is wrong with the value of one key by itself, such as "queue"; empty when nothing. For a change of a job or
+// queue that is there.
+std::string CheckKey(std::string_view path, const JobSpec& spec);
+
 // The canonical document: every key whose value is known, defaults written out, absent optionals left out. Parsing it
 // gives an equal spec. Equal specs give equal text through dump().
 nlohmann::json ToDocument(const JobSpec& spec);

@@ -170,6 +170,10 @@ struct ResourcesSection {
   // Ranks that share a sequence, consecutive tokens each; divides slots. Absent: 1.
   std::optional<int64_t> sequence_parallel;
   bool shard_weights = false;  // each rank holds a part of the frozen linear weights
+  // The fewest ranks that the gang may run with, a multiple of sequence_parallel. Absent: slots.
+  std::optional<int64_t> slots_min;
+  std::map<std::string, std::string> require;  // labels of the workers; "gpu" is a part of the slot's device name
+  std::optional<int64_t> memory_bytes_min;     // of each slot; in a file also "40GiB". Absent: what the planner finds
 };
 
 struct OutputSection {
@@ -208,6 +212,11 @@ struct JobSpec {
 // Tokens an S2-Attn group has: group_size, else max(1, floor(context_length * group_ratio)). Resolved once per job,
 // never from the length of a batch or document.
 int64_t ResolvedGroupSize(const JobSpec& spec);
+
+// Numbers of ranks that the gang may run with, ascending, of a spec that Validate finds right: every multiple of
+// RanksPerSequence from slots_min to slots. At most kGangSizesMax.
+std::vector<int64_t> GangSizes(const JobSpec& spec);
+inline constexpr int64_t kGangSizesMax = 256;
 
 // Ranks that share a sequence, and the sets of such ranks, each with its own slice of the global batch.
 int64_t RanksPerSequence(const JobSpec& spec);

@@ -1,5 +1,7 @@
 #include "proto/trainer_lines/trainer_lines.h"
 
+#include <time.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -25,6 +27,8 @@ template <>
 constexpr const char* kTypeOf<Phase> = "phase";
 template <>
 constexpr const char* kTypeOf<Progress> = "progress";
+template <>
+constexpr const char* kTypeOf<Reached> = "reached";
 template <>
 constexpr const char* kTypeOf<Checkpoint> = "checkpoint";
 template <>
@@ -69,6 +73,10 @@ void Fields(A& a, Progress& line) {
   a.Required("step", line.step);
   a.Required("steps", line.steps);
   a.Optional("values", line.values);
+}
+template <class A>
+void Fields(A& a, Reached& line) {
+  a.Required("step", line.step);
 }
 template <class A>
 void Fields(A& a, Checkpoint& line) {
@@ -124,6 +132,7 @@ void Fields(A&, CheckpointNow&) {}
 template <class A>
 void Fields(A& a, Lease& line) {
   a.Required("remaining_seconds", line.remaining_seconds);
+  a.Optional("until_boottime_seconds", line.until_boottime_seconds);
 }
 template <class A>
 void Fields(A& a, CheckpointRecorded& line) {
@@ -297,6 +306,15 @@ std::optional<std::variant<T...>> DecodeLine(std::string_view line, bool* malfor
 }
 
 }  // namespace
+
+double RemainingSeconds(const Lease& lease) {
+  if (!(lease.until_boottime_seconds > 0)) return lease.remaining_seconds;
+  timespec now = {};
+  ::clock_gettime(CLOCK_BOOTTIME, &now);
+  const double left =
+      lease.until_boottime_seconds - static_cast<double>(now.tv_sec) - 1e-9 * static_cast<double>(now.tv_nsec);
+  return std::min(lease.remaining_seconds, left);
+}
 
 std::string Encode(const FromTrainer& line) { return EncodeLine(line); }
 std::string Encode(const ToTrainer& line) { return EncodeLine(line); }

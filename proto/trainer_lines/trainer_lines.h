@@ -46,6 +46,11 @@ struct Progress {  // rank 0, after every step or at most some times a second in
                // tokens_per_second, model_flops_total, nonfinite_steps, memory_peak_bytes,
                // seconds_data, seconds_forward, seconds_backward, seconds_allreduce, seconds_optimizer, ...
 };
+// Every rank, in training: its own part of this step is done, and it waits for the others. When no step is made any
+// more, the rank that has come less far than the others is the one that hangs.
+struct Reached {
+  int64_t step = 0;
+};
 struct Checkpoint {  // rank 0, only after the manifest is durable
   std::string name;  // "step-00000200.attempt-3"
   int64_t step = 0;
@@ -85,8 +90,8 @@ struct Done {
   bool stopped = false;
 };  // last line of a good one; stopped: on request, after a checkpoint
 
-using FromTrainer =
-    std::variant<Hello, Rendezvous, Phase, Progress, Checkpoint, Evaluation, Artifact, Expect, Warning, Failed, Done>;
+using FromTrainer = std::variant<Hello, Rendezvous, Phase, Progress, Reached, Checkpoint, Evaluation, Artifact, Expect,
+                                 Warning, Failed, Done>;
 
 // ---- daemon to trainer ----
 
@@ -95,9 +100,14 @@ struct Stop {              // end at the next step border
   std::string reason;
 };
 struct CheckpointNow {};
-struct Lease {
+struct Lease {  // exit by yourself when this passes without a newer Lease
   double remaining_seconds = 0;
-};  // exit by yourself when this passes without a newer Lease
+  // The same as a reading of CLOCK_BOOTTIME, which both sides share, being on one machine: a line that lay unread while
+  // its reader was stopped does not become longer. 0: not told.
+  double until_boottime_seconds = 0;
+};
+// What is left of it at this moment; negative when it is over.
+double RemainingSeconds(const Lease& lease);
 struct CheckpointRecorded {
   std::string name;
 };  // the server recorded it: older ones may be deleted

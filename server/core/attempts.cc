@@ -8,6 +8,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <csignal>
+#include <tuple>
 
 #include "proto/support/check.h"
 #include "server/core/core_state.h"
@@ -28,6 +30,16 @@ bool StoppedOnRequest(const Rank& rank) { return rank.exited && (rank.stopped ||
 bool IsFinal(FailureClass failure_class) {
   return failure_class == FailureClass::kUser || failure_class == FailureClass::kResource;
 }
+
+// Ended by the kernel, or by somebody with kill -9. Losing a peer ends a rank in other ways: it says so, or aborts. A
+// daemon that ends a rank on the server's wish asks with SIGTERM first.
+bool Crashed(const Rank& rank) {
+  return rank.signal == SIGKILL || rank.signal == SIGSEGV || rank.signal == SIGBUS || rank.signal == SIGILL ||
+         rank.signal == SIGFPE;
+}
+
+// The times of ends are known only as well as reports travel: within this, what ended the ranks says more.
+constexpr absl::Duration kAtOnce = absl::Seconds(1);
 
 FailureClass ClassOfExit(const Rank& rank) {
   if (rank.failure_class != FailureClass::kUnspecified) return rank.failure_class;
@@ -70,7 +82,10 @@ void Core::State::StartAttempt(JobEntry& entry, const std::vector<scheduler::Pla
   attempt.start_time = now_;
   if (job.prepared && !entry.checkpoints.empty()) {
     const auto newest = std::max_element(entry.checkpoints.begin(), entry.checkpoints.end(),
-                                         [](const Checkpoint& a, const Checkpoint& b) { return a.step < b.step; });
+                                         // Of one step, the later attempt's: it came there again for a reason.
+                                         [](const Checkpoint& a, const Checkpoint& b) {
+                                           return std::tie(a.step, a.attempt) < std::tie(b.step, b.attempt);
+                                         });
     attempt.resumed_from = newest->name;
     attempt.manifest_sha256 = newest->manifest_sha256;
   }
@@ -83,6 +98,7 @@ void Core::State::StartAttempt(JobEntry& entry, const std::vector<scheduler::Pla
     rank.slot = placements[i].slot;
     rank.incarnation_id = worker.worker.incarnation_id;
     worker.ranks.emplace(job.id, attempt.number, rank.rank);
+    if (rank.slot >= 0) SlotsHeldChange(job, 1);
     ++worker.worker.placements;
     Touch(worker);
     if (i == 0 || attempt.ranks.back().worker_id != rank.worker_id) {
@@ -127,6 +143,7 @@ void Core::State::ReleaseRank(JobEntry& entry, Attempt& attempt, Rank& rank) {
   Touch(attempt);
   CHECK_EQ(workers_.at(rank.worker_id).ranks.erase({attempt.job_id, attempt.number, rank.rank}), 1u);
   DesiredChanged(rank.worker_id);
+  if (rank.slot >= 0) SlotsHeldChange(entry.job, -1);
   pass_due_ = true;
 }
 
@@ -140,7 +157,7 @@ void Core::State::Settle(JobEntry& entry) {
     case JobState::kPausing:
       return MoveTo(entry, JobState::kPaused, "PAUSED", "its ranks have stopped");
     case JobState::kPreempting:
-      return MoveTo(entry, JobState::kQueued, "PREEMPTED", "gave its slots to a job of higher priority");
+      return Requeue(entry);
     case JobState::kQueued:
     case JobState::kStarting:
     case JobState::kRunning:
@@ -151,6 +168,17 @@ void Core::State::Settle(JobEntry& entry) {
     case JobState::kCancelled:
       return;
   }
+}
+
+// After it gave its slots back on request: the request says why.
+void Core::State::Requeue(JobEntry& entry) {
+  if (entry.job.reason == kResizeRequested) {
+    return MoveTo(entry, JobState::kQueued, "RESIZING", "waits to go on with another number of slots");
+  }
+  if (entry.job.reason == kMoveRequested) {
+    return MoveTo(entry, JobState::kQueued, "MOVING", "waits for slots on other workers");
+  }
+  MoveTo(entry, JobState::kQueued, "PREEMPTED", "gave its slots to a job of higher priority");
 }
 
 void Core::State::FinishAttemptWell(JobEntry& entry, Attempt& attempt) {
@@ -176,6 +204,7 @@ Core::State::Cause Core::State::CauseOf(const Rank& rank) {
   cause.failure_class = ClassOfExit(rank);
   cause.worker_id = rank.worker_id;
   cause.time = rank.exit_time;
+  cause.crashed = Crashed(rank);
   std::string how = rank.signal != 0 ? fmt::format("was ended by signal {}", rank.signal)
                                      : fmt::format("ended with exit code {}", rank.exit_code);
   cause.message = fmt::format("rank {} on {} {}", rank.rank, rank.worker_id, how);
@@ -238,7 +267,11 @@ void Core::State::RetryOrFail(JobEntry& entry, Attempt& attempt, const Cause& ca
   if (IsFinal(cause.failure_class)) return FailJob(entry, Name(cause.failure_class), cause.message);
   if (cause.counts) {
     ++job.failed_attempts;
-    job.stalled_attempts = attempt.progressed ? 0 : job.stalled_attempts + 1;
+    if (attempt.progressed) {
+      job.stalled_attempts = 0;
+    } else if (cause.stalls) {
+      ++job.stalled_attempts;
+    }
   }
   if (job.stalled_attempts >= options_.stalled_attempts_max) {
     attempt.failure_class = FailureClass::kNoProgress;
@@ -260,11 +293,19 @@ void Core::State::FailJob(JobEntry& entry, std::string reason, std::string messa
   MoveTo(entry, JobState::kFailed, std::move(reason), std::move(message));
 }
 
+bool Core::State::IsBetter(const Cause& cause, const Attempt& attempt) {
+  if (IsFinal(cause.failure_class) != IsFinal(attempt.failure_class)) return IsFinal(cause.failure_class);
+  const auto known = std::find_if(attempt.ranks.begin(), attempt.ranks.end(), [&](const Rank& rank) {
+    return rank.exited && rank.worker_id == attempt.cause_worker && rank.exit_time == attempt.cause_time;
+  });
+  const bool at_once = absl::AbsDuration(cause.time - attempt.cause_time) < kAtOnce;
+  if (known != attempt.ranks.end() && at_once && cause.crashed != Crashed(*known)) return cause.crashed;
+  return cause.time < attempt.cause_time;
+}
+
 void Core::State::LearnLateCause(JobEntry& entry, Attempt& attempt, const Cause& cause) {
   if (attempt.failure_class == FailureClass::kUnspecified) return;  // did not fail: it was stopped
-  const bool better = IsFinal(cause.failure_class) != IsFinal(attempt.failure_class) ? IsFinal(cause.failure_class)
-                                                                                     : cause.time < attempt.cause_time;
-  if (!better) return;
+  if (!IsBetter(cause, attempt)) return;
   attempt.failure_class = cause.failure_class;
   attempt.message = cause.message;
   attempt.cause_worker = cause.worker_id;

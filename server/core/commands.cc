@@ -7,10 +7,13 @@
 namespace longspan::core {
 
 void Core::State::IndexJob(JobEntry& entry) {
-  entry.order = submission_order_.size();
-  submission_order_.push_back(entry.job.id);
+  entry.order = submissions_++;
+  submission_order_.emplace(entry.order, entry.job.id);
   by_request_[entry.job.request_id] = entry.job.id;
-  if (IsWaiting(entry.job.state)) waiting_.insert(entry.job.id);
+  if (IsTerminal(entry.job.state)) finished_.emplace(entry.job.end_time, entry.job.id);
+  if (!IsWaiting(entry.job.state)) return;
+  waiting_.insert(entry.job.id);
+  ++QueueOf(entry.job).waiting;
 }
 
 void Core::State::On(const JobSubmitted& event) {
@@ -24,6 +27,11 @@ void Core::State::On(const JobSubmitted& event) {
       reply.status = absl::AlreadyExistsError(fmt::format(
           "request id {} was used for {} with another content; choose a new one", event.job.request_id, known->second));
     }
+  } else if (const QueueEntry& queue = QueueOf(event.job);
+             queue.queue.waiting_max > 0 && queue.waiting >= queue.queue.waiting_max) {
+    reply.status = absl::ResourceExhaustedError(fmt::format(
+        "queue {} has {} waiting jobs, as many as it may; submit to another queue, or when some have started",
+        event.job.queue, queue.waiting));
   } else {
     const auto [it, inserted] = jobs_.try_emplace(event.job.id);
     CHECK(inserted && !event.job.id.empty()) << "job id " << event.job.id << " is not fresh";
@@ -160,7 +168,77 @@ void Core::State::SetDraining(const WorkerId& worker_id, bool draining) {
   pass_due_ = true;
 }
 
-void Core::State::On(const DrainRequested& event) { SetDraining(event.worker_id, true); }
+void Core::State::MoveRanksAway(const WorkerEntry& entry) {
+  std::set<JobId> jobs;
+  for (const auto& [job_id, number, rank] : entry.ranks) jobs.insert(job_id);
+  for (const JobId& job_id : jobs) {
+    JobEntry& job = jobs_.at(job_id);
+    if (job.job.state != JobState::kStarting && job.job.state != JobState::kRunning) continue;
+    AskToStop(job, JobState::kPreempting, kMoveRequested,
+              fmt::format("worker {} is drained; its ranks save a checkpoint and go on elsewhere", entry.worker.id));
+  }
+}
+
+void Core::State::On(const UpdateRequested& event) {
+  JobEntry* entry = FindJobOrReply(event.job_id);
+  if (entry == nullptr) return;
+  Job& job = entry->job;
+  if (!IsWaiting(job.state)) {
+    effects_.reply = CommandReply{absl::FailedPreconditionError(
+        fmt::format("{} is {}; only a waiting job can be changed", event.job_id, Name(job.state)))};
+    return;
+  }
+  std::map<std::string, std::string> labels = job.labels;
+  for (const auto& [key, value] : event.labels) {
+    if (value.empty()) {
+      labels.erase(key);
+    } else {
+      labels[key] = value;
+    }
+  }
+  if (labels.size() > kLabelsMax) {
+    effects_.reply = CommandReply{absl::InvalidArgumentError(
+        fmt::format("{} would have {} labels; a job may have {}", event.job_id, labels.size(), kLabelsMax))};
+    return;
+  }
+  const bool changes_priority = event.priority && *event.priority != job.priority;
+  if (!changes_priority && labels == job.labels) return;
+  Touch(*entry);
+  changed_jobs_.insert(job.id);
+  job.labels = std::move(labels);
+  if (changes_priority) {
+    const int64_t before = std::exchange(job.priority, *event.priority);
+    AddEvent(*entry, "PRIORITY_CHANGED", fmt::format("priority {} instead of {}", job.priority, before));
+    pass_due_ = true;
+  }
+}
+
+void Core::State::On(const DeleteRequested& event) {
+  JobEntry* entry = FindJobOrReply(event.job_id);
+  if (entry == nullptr) return;
+  if (IsTerminal(entry->job.state) && !HasUnreleasedRanks(*entry)) return Forget(event.job_id);
+  effects_.reply = CommandReply{absl::FailedPreconditionError(
+      IsTerminal(entry->job.state)
+          ? fmt::format("{} has ended, but its ranks have not all stopped; try again in a moment", event.job_id)
+          : fmt::format("{} is {}; cancel it first, only a job that has ended can be deleted", event.job_id,
+                        Name(entry->job.state)))};
+}
+
+void Core::State::Forget(const JobId& job_id) {
+  const auto it = jobs_.find(job_id);
+  const Job& job = it->second.job;
+  finished_.erase({job.end_time, job_id});
+  by_request_.erase(job.request_id);
+  submission_order_.erase(it->second.order);
+  effects_.transaction.deleted_jobs.push_back(job_id);
+  changed_jobs_.insert(job_id);
+  jobs_.erase(it);
+}
+
+void Core::State::On(const DrainRequested& event) {
+  SetDraining(event.worker_id, true);
+  if (const auto it = workers_.find(event.worker_id); event.move && it != workers_.end()) MoveRanksAway(it->second);
+}
 void Core::State::On(const UndrainRequested& event) { SetDraining(event.worker_id, false); }
 
 }  // namespace longspan::core

@@ -10,12 +10,14 @@
 //   CHECK(store.Commit(effects.transaction).ok());
 //   publish(effects);
 //
-// Not bounded: jobs, attempts, checkpoints and evaluations stay in memory for ever; samples and events do not.
+// What has ended is forgotten after keep_finished, so memory is bounded by what waits and runs and keep_finished_max.
+// Samples and events are not held in memory.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -25,6 +27,7 @@
 #include "absl/time/time.h"
 #include "server/core/events.h"
 #include "server/core/types.h"
+#include "server/scheduler/schedule.h"
 
 namespace longspan::core {
 
@@ -43,7 +46,14 @@ struct CoreOptions {
   absl::Duration first_progress_deadline = absl::Minutes(10);  // from RUNNING to the first sample
   absl::Duration progress_deadline_min = absl::Seconds(60);  // between samples, or step_times_max step times if longer
   int64_t progress_step_times_max = 20;
-  int64_t stalled_attempts_max = 3;  // failed attempts in a row without a new step
+  absl::Duration keep_finished = absl::Hours(24 * 90);  // a job that has ended is forgotten after that
+  int64_t keep_finished_max = 20'000;                   // and the oldest when there are more
+  int64_t stalled_attempts_max = 3;                     // failed attempts in a row without a new step
+  // An attempt runs at least that long before it is asked to stop for another job or another size.
+  absl::Duration min_run_time = absl::Minutes(10);
+  absl::Duration schedule_interval = absl::Seconds(30);  // of passes while jobs wait, beside those after a change
+  // Its stop_time is checkpoint_grace; its reservation must be longer than that.
+  scheduler::Options scheduler;
 };
 
 // A rank that should exist on a worker.
@@ -67,13 +77,15 @@ struct DesiredRank {
 };
 struct DesiredRanks {
   std::vector<DesiredRank> ranks;  // by job, attempt, rank
-  std::string fingerprint;         // equal for equal ranks, also across restarts
+  std::string fingerprint;         // equal for equal ranks told by the same process
 };
 
 // A job and all that is known about it.
 struct JobView {
-  Job job;                     // reason and message say why it waits, when it does
-  int64_t queue_position = 0;  // 1: next; 0: does not wait
+  // Reason and message say why it waits, when it does; `reserved` has only what is kept now.
+  Job job;
+  int64_t queue_position = 0;                          // 1: next; 0: does not wait
+  absl::Time expected_start = absl::InfiniteFuture();  // by estimates; InfiniteFuture: not known, or does not wait
   std::optional<Sample> progress;
   std::optional<Checkpoint> latest_checkpoint;
   std::vector<Evaluation> evaluations;
@@ -86,6 +98,14 @@ struct WorkerView {
   std::vector<JobId> slot_jobs;  // beside worker.slots; empty id: free
 };
 
+struct QueueView {
+  Queue queue;
+  int64_t slots_held = 0;
+  int64_t waiting = 0;
+  double used_share = 0;      // of what all queues have used; 0 when none has
+  double expected_share = 0;  // by weight, among queues that hold slots or wait; 0: this one does neither
+};
+
 // Counted since the start of this process, for metrics.
 struct Counters {
   std::array<std::array<int64_t, 12>, 12>
@@ -95,6 +115,8 @@ struct Counters {
   int64_t fenced_reports = 0;  // ranks refused because their attempt is over
   int64_t stale_reports = 0;   // calls refused as old or replaced
   int64_t scheduler_passes = 0;
+  int64_t preemptions = 0;  // gangs asked to stop for another job
+  int64_t resizes = 0;      // elastic gangs asked to stop for another size
 };
 
 class Core {
@@ -128,7 +150,11 @@ class Core {
   std::optional<JobId> FindRequest(const std::string& request_id) const;
   std::vector<WorkerView> ListWorkers() const;  // by id
   std::optional<WorkerView> ViewWorker(const WorkerId& worker_id) const;
+  // By name; those that were configured or that jobs have named. Use as of `now`.
+  std::vector<QueueView> ListQueues(absl::Time now) const;
   const Counters& counters() const;
+  // Waiting jobs by the reason of the newest pass; of those that no pass has seen yet by the reason of the job.
+  std::map<std::string, int64_t> WaitingByReason() const;
   // Jobs by the number of their state.
   std::array<int64_t, 12> JobsByState() const;
 

@@ -16,7 +16,7 @@ void AppendTo(std::vector<T>& to, std::vector<T>&& from) {
 
 bool Transaction::empty() const {
   return jobs.empty() && attempts.empty() && events.empty() && samples.empty() && checkpoints.empty() &&
-         evaluations.empty() && artifacts.empty() && workers.empty();
+         evaluations.empty() && artifacts.empty() && workers.empty() && queues.empty() && deleted_jobs.empty();
 }
 
 void Transaction::Append(Transaction&& later) {
@@ -28,11 +28,19 @@ void Transaction::Append(Transaction&& later) {
   AppendTo(evaluations, std::move(later.evaluations));
   AppendTo(artifacts, std::move(later.artifacts));
   AppendTo(workers, std::move(later.workers));
+  AppendTo(queues, std::move(later.queues));
+  AppendTo(deleted_jobs, std::move(later.deleted_jobs));
 }
 
-Core::State::State(CoreOptions options) : options_(std::move(options)) {
+Core::State::State(CoreOptions options)
+    : options_([&] {
+        options.scheduler.stop_time = options.checkpoint_grace;
+        return std::move(options);
+      }()) {
   CHECK(options_.slot_reuse_after > options_.lease) << "slots may be reused only after the lease has run out";
   CHECK(options_.restart_grace >= options_.slot_reuse_after) << "a restart must not shorten a lease";
+  CHECK(options_.scheduler.reservation > options_.scheduler.stop_time)
+      << "slots are kept longer than others take to stop";
 }
 
 Effects Core::State::Step(const Event& event, absl::Time now) {
@@ -81,9 +89,17 @@ void Core::State::MoveTo(JobEntry& entry, JobState to, std::string reason, std::
     job.run_time += now_ - job.running_since;
     job.running_since = kNever;
   }
+  QueueOf(job).waiting += static_cast<int64_t>(IsWaiting(to)) - static_cast<int64_t>(IsWaiting(job.state));
   job.state = to;
+  if (!IsWaiting(to) && to != JobState::kPreempting) {
+    job.reserved.clear();
+    job.reserved_until = absl::InfinitePast();
+  }
   if (to == JobState::kRunning) job.running_since = now_;
-  if (IsTerminal(to)) job.end_time = now_;
+  if (IsTerminal(to)) {
+    job.end_time = now_;
+    finished_.emplace(now_, job.id);
+  }
   job.reason = reason;
   job.message = message;
   if (IsWaiting(to) || to == JobState::kPaused || IsTerminal(to)) job.phase = Phase::kUnspecified;
@@ -111,6 +127,7 @@ Effects Core::State::TakeEffects() {
     transaction.attempts.push_back(jobs_.at(job_id).attempts.at(number));
   }
   for (const WorkerId& worker_id : touched_workers_) transaction.workers.push_back(workers_.at(worker_id).worker);
+  for (const std::string& name : touched_queues_) transaction.queues.push_back(queues_.at(name).queue);
   effects_.changed_workers.assign(changed_workers_.begin(), changed_workers_.end());
   effects_.changed_jobs.assign(changed_jobs_.begin(), changed_jobs_.end());
   effects_.tick_soon = pass_due_;
@@ -118,6 +135,7 @@ Effects Core::State::TakeEffects() {
   touched_attempts_.clear();
   started_attempts_.clear();
   touched_workers_.clear();
+  touched_queues_.clear();
   changed_workers_.clear();
   changed_jobs_.clear();
   return std::exchange(effects_, {});

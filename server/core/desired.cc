@@ -1,4 +1,5 @@
-// Which ranks should exist on a worker. Follows from the stored rows alone, so a restart of the server changes nothing.
+// Which ranks should exist on a worker. Follows from the stored rows alone, so a restart of the server changes
+// none of them.
 #include <fmt/format.h>
 
 #include "server/core/core_state.h"
@@ -76,8 +77,10 @@ DesiredRanks Core::State::Desired(const WorkerEntry& entry) const {
     AddRank(hash, desired.ranks.back());
   }
   // The count of placements tells a set from an equal one before something was placed and taken back in between: a
-  // worker that acts on the newer one has surely dropped that.
-  desired.fingerprint = fmt::format("{:016x}-{}", hash.value(), entry.worker.placements);
+  // worker that acts on the newer one has surely dropped that. The start of this process tells a report from before it,
+  // whose sequence number is no longer known, from one that answers to what this process said.
+  desired.fingerprint =
+      fmt::format("{:016x}-{}-{:x}", hash.value(), entry.worker.placements, absl::ToUnixNanos(restart_time_));
   return desired;
 }
 

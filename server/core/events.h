@@ -12,6 +12,8 @@
 
 namespace longspan::core {
 
+inline constexpr size_t kLabelsMax = 64;  // of a job, as in a job file
+
 // ---- in ----
 
 // A validated spec, with what the core needs of it taken out. `job` has the fields that are set at submit; `job.id` is
@@ -29,11 +31,32 @@ struct PauseRequested {
 struct ResumeRequested {
   JobId job_id;
 };
+// Of a waiting job. Reply: CommandReply.
+struct UpdateRequested {
+  JobId job_id;
+  std::optional<int64_t> priority;            // 0 to 100
+  std::map<std::string, std::string> labels;  // to set; an empty value removes one; kLabelsMax then at most
+};
+// Of a job that has ended: it is forgotten, with its events, samples and checkpoints' names. Files stay. Reply:
+// CommandReply.
+struct DeleteRequested {
+  JobId job_id;
+};
 struct DrainRequested {
   WorkerId worker_id;
+  bool move = false;  // its ranks save a checkpoint and go on elsewhere; else they finish there
 };
 struct UndrainRequested {
   WorkerId worker_id;
+};
+
+// What an operator says of a queue, as in Queue; what is absent stays, and its use does. Reply: CommandReply.
+struct QueueConfigured {
+  std::string name;
+  std::optional<double> weight;
+  std::optional<int64_t> slots_max;
+  std::optional<int64_t> waiting_max;
+  std::optional<absl::Duration> run_time_default;
 };
 
 struct RankExit {
@@ -60,6 +83,7 @@ struct RankReport {
   std::vector<std::string> warnings;    // all of this attempt
   std::optional<RankExit> exit;
   absl::Duration expect_no_progress;
+  int64_t reached_step = 0;  // its own part of this step is done; 0: of none
 };
 
 // The full picture of one worker. Reply: ReportReply.
@@ -92,13 +116,18 @@ struct StoredState {
   };
   std::vector<JobRows> jobs;  // in the order of submission
   std::vector<Worker> workers;
+  std::vector<Queue> queues;
 };
 struct Restarted {
   StoredState state;
+  // The state is of a backup: what happened after it is not known. Every running attempt is given up, and the numbers
+  // of new ones are far from any that the lost time may have used, so that their checkpoints meet no older ones and
+  // ranks of the lost time are refused. Jobs go on from their newest known checkpoint.
+  bool from_backup = false;
 };
 
-using Event = std::variant<Restarted, JobSubmitted, CancelRequested, PauseRequested, ResumeRequested, DrainRequested,
-                           UndrainRequested, WorkerReport, Tick>;
+using Event = std::variant<Restarted, JobSubmitted, CancelRequested, PauseRequested, ResumeRequested, UpdateRequested,
+                           DeleteRequested, DrainRequested, UndrainRequested, QueueConfigured, WorkerReport, Tick>;
 
 // ---- out ----
 
@@ -125,13 +154,15 @@ struct Transaction {
   std::vector<OfJob<Evaluation>> evaluations;  // by model, length, protocol and step
   std::vector<OfJob<Artifact>> artifacts;      // by kind
   std::vector<Worker> workers;
+  std::vector<Queue> queues;
+  std::vector<JobId> deleted_jobs;  // with all that hangs on them; after everything else
 
   bool empty() const;
   void Append(Transaction&& later);
 };
 
 struct SubmitReply {
-  absl::Status status;  // ALREADY_EXISTS: the request id has another content
+  absl::Status status;  // ALREADY_EXISTS: the request id has another content; RESOURCE_EXHAUSTED: the queue is full
   JobId job_id;
   bool already_submitted = false;
 };
@@ -155,6 +186,10 @@ struct ReportReply {
   // daemon that another one with the same worker id has replaced (it must stop its ranks); INVALID_ARGUMENT.
   absl::Status status;
   std::vector<RankAcknowledgement> acknowledged;
+  // Not empty: nothing of the report was believed yet. It comes from a process that is not the known one of its worker;
+  // answer at once, with no desired ranks and this as their fingerprint, which only a process that lives can report
+  // back.
+  std::string greeting;
 };
 using Reply = std::variant<std::monostate, SubmitReply, CommandReply, ReportReply>;
 

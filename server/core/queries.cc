@@ -28,7 +28,7 @@ DesiredRanks Core::Desired(const WorkerId& worker_id) const {
 absl::StatusOr<JobId> Core::ResolveJob(const std::string& id_or_name) const {
   if (state_->jobs_.contains(JobId(id_or_name))) return JobId(id_or_name);
   std::vector<JobId> named;
-  for (const JobId& job_id : state_->submission_order_) {
+  for (const auto& [order, job_id] : state_->submission_order_) {
     if (state_->jobs_.at(job_id).job.name == id_or_name) named.push_back(job_id);
   }
   if (named.size() == 1) return named.front();
@@ -37,12 +37,28 @@ absl::StatusOr<JobId> Core::ResolveJob(const std::string& id_or_name) const {
       fmt::format("{} jobs are named {}, the newest is {}; give an id", named.size(), id_or_name, named.back()));
 }
 
+std::map<std::string, int64_t> Core::WaitingByReason() const {
+  std::map<std::string, int64_t> counts;
+  for (const JobId& job_id : state_->waiting_) {
+    const State::JobEntry& entry = state_->jobs_.at(job_id);
+    ++counts[entry.wait.position > 0 ? entry.wait.reason : entry.job.reason];
+  }
+  return counts;
+}
+
 namespace {
+
+void DropEndedReservation(absl::Time now, Job& job) {
+  if (job.reserved_until > now) return;
+  job.reserved.clear();
+  job.reserved_until = absl::InfinitePast();
+}
 
 // What the scheduler says replaces "waits for slots"; the failure that a job recovers from is kept in front.
 void DescribeWait(const scheduler::Wait& wait, JobView& view) {
   if (wait.position == 0 || !IsWaiting(view.job.state)) return;
   view.queue_position = wait.position;
+  view.expected_start = wait.expected_start;
   if (view.job.state == JobState::kRecovering) {
     view.job.message = wait.message + "; " + view.job.message;
   } else {
@@ -59,6 +75,7 @@ absl::StatusOr<JobView> Core::ViewJob(const JobId& job_id) const {
   const State::JobEntry& entry = it->second;
   JobView view;
   view.job = entry.job;
+  DropEndedReservation(state_->now_, view.job);
   DescribeWait(entry.wait, view);
   view.progress = entry.progress;
   if (!entry.checkpoints.empty()) view.latest_checkpoint = entry.checkpoints.back();
@@ -73,17 +90,19 @@ absl::StatusOr<JobView> Core::ViewJob(const JobId& job_id) const {
 
 std::vector<JobView> Core::ListJobs(const JobId& before, size_t limit,
                                     const std::function<bool(const Job&)>& matches) const {
-  size_t end = state_->submission_order_.size();
+  const auto& order = state_->submission_order_;
+  auto end = order.end();
   if (!before.empty()) {
     const auto it = state_->jobs_.find(before);
-    end = it == state_->jobs_.end() ? 0 : it->second.order;
+    end = it == state_->jobs_.end() ? order.begin() : order.find(it->second.order);
   }
   std::vector<JobView> views;
-  for (size_t i = end; i > 0 && views.size() < limit; --i) {
-    const State::JobEntry& entry = state_->jobs_.at(state_->submission_order_[i - 1]);
+  for (auto i = std::make_reverse_iterator(end); i != order.rend() && views.size() < limit; ++i) {
+    const State::JobEntry& entry = state_->jobs_.at(i->second);
     if (!matches(entry.job)) continue;
     JobView view;
     view.job = entry.job;
+    DropEndedReservation(state_->now_, view.job);
     DescribeWait(entry.wait, view);
     view.progress = entry.progress;
     if (!entry.checkpoints.empty()) view.latest_checkpoint = entry.checkpoints.back();

@@ -16,7 +16,9 @@ constexpr int64_t kSlotsMax = 1024;
 constexpr size_t kLogTailBytesMax = 4096;
 constexpr size_t kMessageBytesMax = 4096;
 constexpr size_t kExcerptBytesMax = 8192;
-constexpr int64_t kWarningsMax = 100;  // of an attempt; a daemon sends fewer
+constexpr size_t kNamedRanksMax = 4;
+constexpr absl::Duration kReachedAgeMax = absl::Seconds(2);  // a daemon tells within one what a rank has reached
+constexpr int64_t kWarningsMax = 100;                        // of an attempt; a daemon sends fewer
 
 bool SameSlots(const std::vector<Slot>& a, const std::vector<Slot>& b) {
   return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const Slot& x, const Slot& y) {
@@ -30,6 +32,16 @@ std::string LastBytes(const std::string& text, size_t bytes_max) {
   size_t begin = text.size() - bytes_max;
   while (begin < text.size() && (static_cast<unsigned char>(text[begin]) & 0xC0) == 0x80) ++begin;
   return text.substr(begin);
+}
+
+// "rank 1 on b, rank 3 on c and 5 more"
+std::string NamesOf(const std::vector<const Rank*>& ranks) {
+  std::string names;
+  for (size_t i = 0; i < ranks.size() && i < kNamedRanksMax; ++i) {
+    names += fmt::format("{}rank {} on {}", i == 0 ? "" : ", ", ranks[i]->rank, ranks[i]->worker_id);
+  }
+  if (ranks.size() > kNamedRanksMax) names += fmt::format(" and {} more", ranks.size() - kNamedRanksMax);
+  return names;
 }
 
 RankExit UnknownExit() {
@@ -91,7 +103,9 @@ void Core::State::On(const WorkerReport& report) {
       if (!named.contains(key)) OnRankMissing(key);
     }
     for (const JobId& job_id : jobs) {
-      if (const auto it = jobs_.find(job_id); it != jobs_.end()) CheckProgress(it->second);
+      if (const auto it = jobs_.find(job_id); it != jobs_.end() && TellsProgress(report.worker_id, it->second)) {
+        CheckProgress(it->second);
+      }
     }
   }
   effects_.reply = std::move(reply);
@@ -114,6 +128,12 @@ bool Core::State::AcceptReport(const WorkerReport& report, ReportReply& reply) {
       ++counters_.stale_reports;
       reply.status = absl::FailedPreconditionError(
           fmt::format("a newer process reports as worker {}; this one must stop its ranks and end", report.worker_id));
+      return false;
+    }
+    // A late report of a process that is dead must not end the ranks of the one that lives, which may be newer.
+    const std::string greeting = fmt::format("{} after {}", report.incarnation_id, worker.incarnation_id);
+    if (report.desired_fingerprint != greeting) {
+      reply.greeting = greeting;
       return false;
     }
     TakeOver(entry, report.incarnation_id);
@@ -143,15 +163,23 @@ void Core::State::TakeOver(WorkerEntry& entry, const std::string& incarnation_id
     Attempt& attempt = job.attempts.at(number);
     Rank& rank = attempt.ranks.at(rank_number);
     ReleaseRank(job, attempt, rank);
-    if (!IsLive(attempt)) {
-      Settle(job);
-      continue;
-    }
     Cause cause;
     cause.message = fmt::format("rank {} was lost: the daemon of worker {} restarted", rank.rank, worker.id);
     cause.worker_id = worker.id;
-    cause.time = now_;
-    FailAttempt(job, attempt, cause);
+    cause.time = worker.last_seen;
+    cause.stalls = false;
+    if (!rank.exited) LoseRank(job, attempt, cause);
+    Settle(job);
+  }
+}
+
+// Its peers lose their connections and often tell of it long before the loss itself is known. The time of the cause is
+// when the rank's worker was last heard of: what ended before then ended for another reason.
+void Core::State::LoseRank(JobEntry& entry, Attempt& attempt, const Cause& cause) {
+  if (IsLive(attempt)) {
+    FailAttempt(entry, attempt, cause);
+  } else {
+    LearnLateCause(entry, attempt, cause);
   }
 }
 
@@ -216,6 +244,7 @@ RankAcknowledgement Core::State::OnRankReport(const WorkerReport& report, const 
 
 void Core::State::OnRankState(JobEntry& entry, Attempt& attempt, Rank& rank, const RankReport& report) {
   const RankState state = report.exit.has_value() ? RankState::kExited : report.state;
+  rank.reached_step = std::max(rank.reached_step, report.reached_step);
   if (!rank.seen || rank.state != state) {
     rank.seen = true;
     rank.state = state;
@@ -395,7 +424,15 @@ void Core::State::OnRankMissing(const RankKey& key) {
   FailAttempt(job, attempt, cause);
 }
 
-// Asked only when a worker has just spoken, so that silence on the network is never taken for a hanging trainer.
+// Rank 0 tells of steps. When it has ended well and others have not, any of them says that time passes.
+bool Core::State::TellsProgress(const WorkerId& worker_id, const JobEntry& entry) {
+  if (entry.attempts.empty()) return false;
+  const Rank& first = entry.attempts.rbegin()->second.ranks.front();
+  return first.exited || first.worker_id == worker_id;
+}
+
+// Asked only when a worker has just spoken that could have told of a step, so that silence on the network is never
+// taken for a hanging trainer.
 void Core::State::CheckProgress(JobEntry& entry) {
   if (entry.job.state != JobState::kRunning) return;
   Attempt& attempt = *NewestAttempt(entry);
@@ -410,7 +447,36 @@ void Core::State::CheckProgress(JobEntry& entry) {
                               watch.previous ? fmt::format(" after step {}", watch.previous->step) : std::string());
   cause.worker_id = attempt.ranks.front().worker_id;
   cause.time = now_;
+  BlameRanksBehind(entry, attempt, cause);
   FailAttempt(entry, attempt, cause);
+}
+
+// All ranks make a step together, so their counts of whole steps say nothing: what tells is whose own part of the next
+// step is done. What a worker said before the standstill is not known to be true any more.
+void Core::State::BlameRanksBehind(const JobEntry& entry, const Attempt& attempt, Cause& cause) const {
+  if (entry.job.phase != Phase::kTrain) return;
+  int64_t furthest = 0;
+  for (const Rank& rank : attempt.ranks) furthest = std::max(furthest, rank.reached_step);
+  if (furthest == 0) return;  // a trainer that does not tell
+  std::vector<const Rank*> behind;
+  std::vector<const Rank*> unheard;
+  for (const Rank& rank : attempt.ranks) {
+    if (workers_.at(rank.worker_id).worker.last_seen < entry.watch.last_progress + kReachedAgeMax) {
+      unheard.push_back(&rank);
+    } else if (rank.reached_step < furthest) {
+      behind.push_back(&rank);
+    }
+  }
+  if (!behind.empty()) {
+    cause.worker_id = behind.front()->worker_id;
+    cause.message += fmt::format("; {} did not do {} part of step {}, which others did", NamesOf(behind),
+                                 behind.size() == 1 ? "its" : "their", furthest);
+  } else if (!unheard.empty()) {
+    cause.worker_id = unheard.front()->worker_id;
+  } else {
+    cause.message += fmt::format("; no rank is behind: each did its part of step {}", furthest);
+  }
+  if (!unheard.empty()) cause.message += fmt::format("; nothing was heard of {} since", NamesOf(unheard));
 }
 
 }  // namespace longspan::core

@@ -1,4 +1,4 @@
-// What happens because time passes: leases, deadlines, backoff, the scheduler's pass. And the start from the store.
+// What happens because time passes: leases, deadlines, backoff. And the start from the store.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -7,6 +7,12 @@
 #include "server/core/core_state.h"
 
 namespace longspan::core {
+namespace {
+
+constexpr int kForgottenMax = 100;          // jobs in one step
+constexpr int64_t kAttemptsLostMax = 1000;  // that a job may have begun after a backup
+
+}  // namespace
 
 // Every worker gets a fresh grace: its ranks are adopted when it reports, and lost when it does not. Nothing is killed
 // and no attempt number is used up.
@@ -20,6 +26,7 @@ void Core::State::On(const Restarted& event) {
     entry.worker.lease_end = now_ + options_.restart_grace;
     entry.worker.release_time = now_ + options_.restart_grace;
   }
+  for (const Queue& queue : event.state.queues) queues_[queue.name].queue = queue;
   for (const StoredState::JobRows& rows : event.state.jobs) {
     JobEntry& entry = jobs_[rows.job.id];
     entry.job = rows.job;
@@ -34,13 +41,32 @@ void Core::State::On(const Restarted& event) {
         if (rank.released) continue;
         busy = true;
         workers_.at(rank.worker_id).ranks.emplace(rows.job.id, attempt.number, rank.rank);
+        if (rank.slot >= 0) ++QueueOf(rows.job).slots_held;
       }
       if (busy) busy_.insert(rows.job.id);
       entry.attempts.emplace(attempt.number, attempt);
     }
     IndexJob(entry);
   }
+  if (event.from_backup) {
+    for (auto& [job_id, entry] : jobs_) {
+      if (!IsTerminal(entry.job.state)) GiveUpAttempt(entry);
+    }
+  }
   pass_due_ = true;
+}
+
+void Core::State::GiveUpAttempt(JobEntry& entry) {
+  Touch(entry);
+  Attempt* attempt = NewestAttempt(entry);
+  if (attempt != nullptr && IsLive(*attempt)) {
+    Cause cause;
+    cause.message = "the database was restored from a backup";
+    cause.time = now_;
+    cause.counts = false;
+    FailAttempt(entry, *attempt, cause);
+  }
+  entry.job.attempt += kAttemptsLostMax;
 }
 
 void Core::State::On(const Tick& event) {
@@ -48,6 +74,8 @@ void Core::State::On(const Tick& event) {
   const std::set<JobId> busy = busy_;
   for (const JobId& job_id : busy) CheckDeadlines(jobs_.at(job_id));
   CheckBackoffs();
+  ForgetFinished();
+  if (WantsPasses() && now_ - last_pass_ >= options_.schedule_interval) pass_due_ = true;
   if (pass_due_) RunScheduler();
 }
 
@@ -69,6 +97,7 @@ void Core::State::ExpireLeases() {
                                     absl::ToDoubleSeconds(now_ - std::max(worker.last_seen, restart_time_)));
         cause.worker_id = worker_id;
         cause.time = now_;
+        cause.stalls = false;
         FailAttempt(job, attempt, cause);
       }
     }
@@ -136,78 +165,24 @@ void Core::State::CheckBackoffs() {
   }
 }
 
-scheduler::Snapshot Core::State::TakeSnapshot() const {
-  scheduler::Snapshot snapshot;
-  for (const auto& [worker_id, entry] : workers_) {
-    const Worker& worker = entry.worker;
-    scheduler::WorkerSlots slots;
-    slots.id = worker_id;
-    slots.up = worker.up;
-    slots.expected = !worker.up && worker.lease_end != kNever;
-    slots.draining = worker.draining || worker.leaving;
-    slots.slot_count = static_cast<int64_t>(worker.slots.size());
-    std::set<int64_t> taken;
-    for (const auto& [job_id, number, rank_number] : entry.ranks) {
-      const int64_t slot = jobs_.at(job_id).attempts.at(number).ranks.at(rank_number).slot;
-      if (slot < 0) {
-        ++slots.slotless_ranks;
-      } else {
-        taken.insert(slot);
-      }
-    }
-    for (const Slot& slot : worker.slots) {
-      if (!taken.contains(slot.index)) slots.free_slots.push_back(slot.index);
-    }
-    std::sort(slots.free_slots.begin(), slots.free_slots.end());
-    snapshot.workers.push_back(std::move(slots));
-  }
-  for (const JobId& job_id : waiting_) {
-    const JobEntry& entry = jobs_.at(job_id);
-    scheduler::WaitingJob job;
-    job.id = job_id;
-    job.priority = entry.job.priority;
-    job.submit_time = entry.job.submit_time;
-    job.slots = entry.job.prepared ? entry.job.slots : 0;
-    job.not_before = entry.job.retry_time;
-    job.old_ranks_remain = HasUnreleasedRanks(entry);
-    for (auto it = entry.attempts.rbegin(); it != entry.attempts.rend(); ++it) {
-      const Attempt& attempt = it->second;
-      if (attempt.end_time + options_.avoid_worker <= now_) break;
-      if (!attempt.cause_worker.empty()) job.avoid.push_back(attempt.cause_worker);
-    }
-    snapshot.jobs.push_back(std::move(job));
-  }
-  return snapshot;
+absl::Time Core::State::ForgetTime() const {
+  if (finished_.empty()) return kNever;
+  const bool too_many = static_cast<int64_t>(finished_.size()) > options_.keep_finished_max;
+  return too_many ? now_ : finished_.begin()->first + options_.keep_finished;
 }
 
-void Core::State::RunScheduler() {
-  pass_due_ = false;
-  last_pass_ = now_;
-  ++counters_.scheduler_passes;
-  const scheduler::Plan plan = scheduler::Schedule(TakeSnapshot(), now_);
-  for (const scheduler::Start& start : plan.starts) StartAttempt(jobs_.at(start.job_id), start.ranks);
-  for (const scheduler::Wait& wait : plan.waits) RecordWait(wait);
-  pass_due_ = false;  // starts take slots; they free none
-}
-
-// An event when the reason becomes another one, so that a watcher sees why nothing happens. That no worker is there, or
-// that the job waits for itself, is said by the view alone: it is often over in a moment.
-void Core::State::RecordWait(const scheduler::Wait& wait) {
-  JobEntry& entry = jobs_.at(wait.job_id);
-  if (entry.wait.reason != wait.reason || entry.wait.position != wait.position || entry.wait.message != wait.message) {
-    changed_jobs_.insert(wait.job_id);
+// The oldest first, a few in a step, so that no commit becomes long. One whose ranks linger keeps those behind it.
+void Core::State::ForgetFinished() {
+  for (int i = 0; i < kForgottenMax && ForgetTime() <= now_; ++i) {
+    const JobId job_id = finished_.begin()->second;
+    if (HasUnreleasedRanks(jobs_.at(job_id)) || touched_jobs_.contains(job_id)) return;
+    Forget(job_id);
   }
-  entry.wait = wait;
-  const bool lasting = wait.reason == scheduler::kGangExceedsCluster || wait.reason == scheduler::kGangDoesNotFit ||
-                       wait.reason == scheduler::kBehindInQueue;
-  if (!lasting || entry.announced_wait == wait.reason) return;
-  entry.announced_wait = wait.reason;
-  AddEvent(entry, wait.reason, wait.message);
 }
 
 absl::Time Core::State::NextDeadline() const {
   if (pass_due_) return now_;
-  absl::Time next = kNever;
+  absl::Time next = ForgetTime();
   for (const auto& [worker_id, entry] : workers_) {
     next = std::min({next, entry.worker.lease_end, entry.worker.release_time});
   }
@@ -222,6 +197,7 @@ absl::Time Core::State::NextDeadline() const {
     const absl::Time retry_time = jobs_.at(job_id).job.retry_time;
     if (retry_time > last_pass_) next = std::min(next, retry_time);
   }
+  if (WantsPasses()) next = std::min(next, last_pass_ + options_.schedule_interval);
   return next;
 }
 

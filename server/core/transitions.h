@@ -20,14 +20,14 @@ inline constexpr Transition kTransitions[] = {
     {JobState::kQueued, JobState::kCancelled, "the user cancelled it while it waited"},
 
     {JobState::kStarting, JobState::kRunning, "every rank of the attempt is up"},
-    {JobState::kStarting, JobState::kPreempting, "a job of higher priority needs its slots"},
+    {JobState::kStarting, JobState::kPreempting, "a job of higher priority needs its slots, or it moves or is resized"},
     {JobState::kStarting, JobState::kRecovering, "the attempt failed and may be retried"},
     {JobState::kStarting, JobState::kPausing, "the user paused it"},
     {JobState::kStarting, JobState::kCancelling, "the user cancelled it"},
     {JobState::kStarting, JobState::kFailed, "the attempt failed for good"},
 
     {JobState::kRunning, JobState::kQueued, "its data is prepared; the gang waits for slots"},
-    {JobState::kRunning, JobState::kPreempting, "a job of higher priority needs its slots"},
+    {JobState::kRunning, JobState::kPreempting, "a job of higher priority needs its slots, or it moves or is resized"},
     {JobState::kRunning, JobState::kRecovering, "the attempt failed and may be retried"},
     {JobState::kRunning, JobState::kPausing, "the user paused it"},
     {JobState::kRunning, JobState::kCancelling, "the user cancelled it"},

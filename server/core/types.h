@@ -13,6 +13,7 @@
 #include "absl/time/time.h"
 #include "proto/support/ids.h"
 #include "server/core/states.h"
+#include "server/scheduler/schedule.h"
 
 namespace longspan::core {
 
@@ -30,7 +31,8 @@ struct Job {
   std::string queue;
   int64_t priority = 50;
   std::map<std::string, std::string> labels;
-  int64_t slots = 1;  // ranks of the gang
+  std::vector<int64_t> gang_sizes = {1};  // numbers of ranks it can run with, ascending; one number unless elastic
+  scheduler::Requirements requirements;   // what each of their slots must offer
   int64_t threads_per_slot = 1;
   int64_t max_attempts = 20;
   absl::Duration max_run_time = absl::InfiniteDuration();
@@ -56,6 +58,21 @@ struct Job {
   int64_t best_step[kPhaseCount] = {-1, -1, -1, -1, -1};  // by phase; what counts as progress is to go beyond
   int64_t last_event = 0;                                 // newest sequence of its events
   int64_t last_sample = 0;                                // newest sequence of its samples
+  int64_t preemptions = 0;                                // times it was asked to give its slots to another job
+  std::vector<scheduler::Placement> reserved;             // slots kept for its next attempt, until...
+  absl::Time reserved_until = absl::InfinitePast();
+};
+
+// Jobs name a queue; one that nobody configured has these values. Its use decays: half of it counts after
+// CoreOptions::scheduler.usage_half_life.
+struct Queue {
+  std::string name;
+  double weight = 1;                                  // share relative to other queues, above 0
+  int64_t slots_max = 0;                              // that its jobs may hold at once; 0: no limit
+  int64_t waiting_max = 0;                            // jobs that may wait; 0: no limit
+  absl::Duration run_time_default = absl::Hours(24);  // estimate for jobs without limits.max_run_time; ends no job
+  double used_slot_seconds = 0;                       // decayed, as of...
+  absl::Time used_time = absl::InfinitePast();
 };
 
 // Where a rank runs, and what is known of its process.
@@ -76,6 +93,8 @@ struct Rank {
   std::string message;
   std::string log_tail;           // at most 4 KiB
   absl::Time exit_time = kNever;  // by the server's clock, from the age in the report
+  // Not stored.
+  int64_t reached_step = 0;  // its own part of this step is done; 0: of none
 };
 
 // One run of a job's gang. It lives until `end_time`; its ranks hold their slots until they are released, which may be

@@ -19,6 +19,8 @@ absl::StatusOr<ClusterSnapshot> TakeSnapshot(rpc::Coordinator& coordinator, Snap
       return !core::IsTerminal(job.state) || job.end_time > now - scope.ended_within;
     });
     snapshot.workers = (*core)->ListWorkers();
+    snapshot.queues = (*core)->ListQueues(now);
+    snapshot.waiting_by_reason = (*core)->WaitingByReason();
     snapshot.counters = (*core)->counters();
     snapshot.jobs_by_state = (*core)->JobsByState();
     promise->set_value(std::move(snapshot));

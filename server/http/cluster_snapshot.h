@@ -4,6 +4,8 @@
 
 #include <array>
 #include <chrono>
+#include <map>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -17,6 +19,8 @@ struct ClusterSnapshot {
   absl::Time now;
   std::vector<core::JobView> jobs;  // newest first
   std::vector<core::WorkerView> workers;
+  std::vector<core::QueueView> queues;  // by name
+  std::map<std::string, int64_t> waiting_by_reason;
   core::Counters counters;
   std::array<int64_t, 12> jobs_by_state{};  // by the number of the state
 };

@@ -45,7 +45,7 @@ std::string JobRow(const core::JobView& view, absl::Time now) {
       "class=\"number\">{}</td><td>{}</td>"
       "<td>{}</td><td>{}</td></tr>\n",
       EscapeHtml(job.id.value()), EscapeHtml(job.name), EscapeHtml(job.queue), core::Name(job.state),
-      core::Name(job.state), job.slots, EscapeHtml(ProgressText(view)), Age(now - job.submit_time),
+      core::Name(job.state), job.gang_sizes.back(), EscapeHtml(ProgressText(view)), Age(now - job.submit_time),
       EscapeHtml(job.message));
 }
 

@@ -54,24 +54,56 @@ void AddJobs(const ClusterSnapshot& snapshot, std::vector<MetricFamily>* out) {
   for (const core::JobState state : core::kAllJobStates) {
     jobs.Add({{"state", core::Name(state)}}, static_cast<double>(snapshot.jobs_by_state[static_cast<size_t>(state)]));
   }
-  std::map<std::string, std::pair<double, double>> queues;  // depth, age of the oldest
+  out->push_back(jobs.Take());
+}
+
+// The queue of jobs that name none is there before there is one.
+std::vector<core::QueueView> QueuesOf(const ClusterSnapshot& snapshot) {
+  std::vector<core::QueueView> queues = snapshot.queues;
+  const auto is_default = [](const core::QueueView& view) { return view.queue.name == "default"; };
+  if (std::none_of(queues.begin(), queues.end(), is_default)) queues.emplace_back().queue.name = "default";
+  return queues;
+}
+
+void AddQueues(const ClusterSnapshot& snapshot, std::vector<MetricFamily>* out) {
+  std::map<std::string, double> oldest_seconds;
   for (const core::JobView& view : snapshot.jobs) {
-    auto& [depth, oldest] = queues[view.job.queue];
     if (!core::IsWaiting(view.job.state)) continue;
-    depth += 1;
+    double& oldest = oldest_seconds[view.job.queue];
     oldest = std::max(oldest, absl::ToDoubleSeconds(snapshot.now - view.job.submit_time));
   }
-  queues.try_emplace("default");
   Series depth("queue_depth", "Jobs that wait, by queue.", MetricType::Gauge);
   Series oldest("queue_oldest_seconds", "Time since the submission of the oldest job that waits; 0 when none does.",
                 MetricType::Gauge);
-  for (const auto& [queue, values] : queues) {
-    depth.Add({{"queue", queue}}, values.first);
-    oldest.Add({{"queue", queue}}, values.second);
+  Series slots("queue_slots", "Slots that the jobs of a queue hold.", MetricType::Gauge);
+  Series slots_max("queue_slots_max", "Slots that they may hold at once; 0: no limit.", MetricType::Gauge);
+  Series weight("queue_weight", "Share of a queue relative to others, as configured.", MetricType::Gauge);
+  Series used("queue_used_share_ratio", "Part of what all queues have used, by decayed use.", MetricType::Gauge);
+  Series expected("queue_expected_share_ratio", "Part by weight, among queues whose jobs hold slots or wait.",
+                  MetricType::Gauge);
+  for (const core::QueueView& view : QueuesOf(snapshot)) {
+    const Labels queue = {{"queue", view.queue.name}};
+    depth.Add(queue, static_cast<double>(view.waiting));
+    oldest.Add(queue, oldest_seconds[view.queue.name]);
+    slots.Add(queue, static_cast<double>(view.slots_held));
+    slots_max.Add(queue, static_cast<double>(view.queue.slots_max));
+    weight.Add(queue, view.queue.weight);
+    used.Add(queue, view.used_share);
+    expected.Add(queue, view.expected_share);
   }
-  out->push_back(jobs.Take());
-  out->push_back(depth.Take());
-  out->push_back(oldest.Take());
+  for (Series* series : {&depth, &oldest, &slots, &slots_max, &weight, &used, &expected})
+    out->push_back(series->Take());
+}
+
+void AddWaits(const ClusterSnapshot& snapshot, std::vector<MetricFamily>* out) {
+  Series waits("scheduler_unschedulable", "Jobs that the newest pass of the scheduler could not start, by reason.",
+               MetricType::Gauge);
+  for (const char* reason : scheduler::kWaitReasons) {
+    const auto found = snapshot.waiting_by_reason.find(reason);
+    waits.Add({{"reason", LowerCase(reason)}},
+              found == snapshot.waiting_by_reason.end() ? 0 : static_cast<double>(found->second));
+  }
+  out->push_back(waits.Take());
 }
 
 // A label of the job file's canonical document; empty when it is not there.
@@ -131,6 +163,13 @@ void AddCounters(const core::Counters& counters, std::vector<MetricFamily>* out)
   Series fenced("fenced_messages_total", "Reports refused because they were old: of a past attempt, or overtaken.",
                 MetricType::Counter);
   fenced.Add({{"method", "Synchronize"}}, static_cast<double>(counters.fenced_reports + counters.stale_reports));
+  Series preemptions("preemptions_total", "Gangs that were asked to stop for a job of higher priority.",
+                     MetricType::Counter);
+  preemptions.Add({}, static_cast<double>(counters.preemptions));
+  Series resizes("resizes_total", "Elastic gangs that were asked to stop for another size.", MetricType::Counter);
+  resizes.Add({}, static_cast<double>(counters.resizes));
+  out->push_back(preemptions.Take());
+  out->push_back(resizes.Take());
   out->push_back(attempts.Take());
   out->push_back(started.Take());
   out->push_back(fenced.Take());
@@ -209,6 +248,8 @@ std::string ServerMetrics::Render(const absl::StatusOr<ClusterSnapshot>& snapsho
   families.push_back(up.Take());
   if (snapshot.ok()) {
     AddJobs(*snapshot, &families);
+    AddQueues(*snapshot, &families);
+    AddWaits(*snapshot, &families);
     AddJobInfo(*snapshot, &families);
     AddWorkers(*snapshot, &families);
     AddCounters(snapshot->counters, &families);

@@ -162,6 +162,17 @@ core::Effects Coordinator::StepTimed(const core::Event& event, absl::Time now) {
   return effects;
 }
 
+absl::Status Coordinator::RefusalOf(const core::Event& event) const {
+  const auto* submitted = std::get_if<core::JobSubmitted>(&event);
+  if (submitted == nullptr || core_->FindRequest(submitted->job.request_id)) return absl::OkStatus();
+  const absl::StatusOr<int64_t> free_bytes = store_->FreeBytes();
+  if (!free_bytes.ok()) return free_bytes.status();
+  if (*free_bytes >= options_.free_bytes_min) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      fmt::format("no new jobs: the disk of the server's database has {} MiB left, less than {}; what runs goes on",
+                  *free_bytes >> 20, options_.free_bytes_min >> 20));
+}
+
 absl::Status Coordinator::Commit(const core::Transaction& transaction) {
   if (transaction.empty()) return absl::OkStatus();
   const Clock::time_point start = Clock::now();
@@ -218,7 +229,12 @@ void Coordinator::Turn(std::vector<Item> items, bool idle, const std::vector<std
       continue;
     }
     Sending& sending = std::get<Sending>(item);
-    core::Reply reply = has_core ? step(sending.event) : core::Reply();
+    core::Reply reply;
+    if (absl::Status refused = has_core ? RefusalOf(sending.event) : absl::OkStatus(); !refused.ok()) {
+      reply = core::SubmitReply{refused, {}, false};
+    } else if (has_core) {
+      reply = step(sending.event);
+    }
     answers.push_back({std::move(sending.callback), std::move(reply)});
   }
   if (has_core && TickIsDue(idle)) {

@@ -45,6 +45,8 @@ class Coordinator {
     size_t group_max = 512;    // of them in one transaction
     absl::Duration tick = absl::Milliseconds(500);
     absl::Duration reload_after = absl::Seconds(1);  // between attempts to come back after a failed commit
+    // New jobs are refused while the store's disk has less left: what runs needs the rest to report.
+    int64_t free_bytes_min = int64_t{256} << 20;
     std::function<void(const absl::Status&)> on_fatal;
   };
   using Clock = std::chrono::steady_clock;
@@ -95,6 +97,8 @@ class Coordinator {
   void Turn(std::vector<Item> items, bool idle, const std::vector<std::function<void()>>& timers);
   bool TickIsDue(bool idle) const;
   core::Effects StepTimed(const core::Event& event, absl::Time now);
+  // Why a new job cannot be taken now.
+  absl::Status RefusalOf(const core::Event& event) const;
   absl::Status Commit(const core::Transaction& transaction);
   void LoseCore(const absl::Status& cause);
   Clock::time_point NextTurnTime() const EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -70,6 +70,11 @@ void FleetServiceImpl::Reported(const std::shared_ptr<Call>& call, const core::W
     *answer.add_acknowledged() = ToMessage(acknowledgement);
   }
   SetDuration(absl::ToChronoNanoseconds(parts_.coordinator->options().core.lease), answer.mutable_lease());
+  if (!reply.greeting.empty()) {
+    core::DesiredRanks none;
+    none.fingerprint = reply.greeting;
+    return AnswerWithDesired(call, std::move(answer), none);
+  }
   const core::DesiredRanks desired = core.Desired(report.worker_id);
   const bool fenced = HasFenced(reply);
   if (fenced) SetDuration(options_.call_again_fenced, answer.mutable_call_again());

@@ -109,6 +109,7 @@ core::RankReport FromMessage(const v1::RankReport& message) {
   report.warnings.assign(message.warnings().begin(), message.warnings().end());
   if (message.has_exit()) report.exit = FromMessage(message.exit());
   report.expect_no_progress = FromMessage(message.expect_no_progress());
+  report.reached_step = message.reached_step();
   return report;
 }
 
@@ -167,7 +168,12 @@ v1::Job ToMessage(const core::JobView& view) {
   v1::Job message;
   message.set_job_id(job.id.value());
   const jobfile::Parsed parsed = jobfile::ParseText(job.spec_json);
-  if (parsed.spec) *message.mutable_spec() = jobfile::ToMessage(*parsed.spec);
+  if (parsed.spec) {
+    jobfile::JobSpec spec = *parsed.spec;
+    spec.priority = job.priority;
+    spec.labels = job.labels;
+    *message.mutable_spec() = jobfile::ToMessage(spec);
+  }
   message.set_state(static_cast<v1::JobState>(job.state));
   message.set_reason(job.reason);
   message.set_status_message(job.message);
@@ -190,6 +196,14 @@ v1::Job ToMessage(const core::JobView& view) {
   message.set_version(job.version);
   message.set_folder(job.folder);
   message.set_owner(job.owner);
+  if (IsKnown(view.expected_start)) *message.mutable_expected_start_time() = Timestamp(view.expected_start);
+  message.set_preemptions(job.preemptions);
+  for (const scheduler::Placement& place : job.reserved) {
+    v1::ReservedSlot* slot = message.add_reserved_slots();
+    slot->set_worker_id(place.worker_id.value());
+    slot->set_slot(place.slot);
+  }
+  if (!job.reserved.empty()) *message.mutable_reserved_until_time() = Timestamp(job.reserved_until);
   return message;
 }
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 #include <optional>
 #include <set>
 #include <stdexcept>
@@ -139,6 +140,63 @@ Planned PlanForSlots(const Model& model, const jobfile::JobSpec& spec, const std
   return *std::move(first);
 }
 
+jobfile::JobSpec OfSmallestGang(const jobfile::JobSpec& spec) {
+  jobfile::JobSpec smallest = spec;
+  smallest.resources.slots = jobfile::GangSizes(spec).front();
+  smallest.resources.slots_min.reset();
+  return smallest;
+}
+
+// The plan of the whole gang; of the smallest that an elastic job may have where that one, whose ranks have most, does
+// not fit.
+Planned PlanForGang(const Model& model, const jobfile::JobSpec& spec, const std::vector<SlotMemory>& slots,
+                    const std::optional<DeviceProfile>& given) {
+  Planned planned = PlanForSlots(model, spec, slots, given);
+  const jobfile::JobSpec smallest = OfSmallestGang(spec);
+  if (!planned.result.fits || smallest.resources.slots == spec.resources.slots) return planned;
+  Planned least = PlanForSlots(model, smallest, slots, given);
+  if (least.result.fits) return planned;
+  least.place = fmt::format("{}{}with {} ranks (resources.slots_min)", least.place, least.place.empty() ? "" : ", ",
+                            smallest.resources.slots);
+  return least;
+}
+
+// What a rank needs of each kind of slot; absent: more than any has.
+std::vector<std::optional<int64_t>> NeedsOf(const Model& model, const jobfile::JobSpec& spec,
+                                            const std::vector<SlotMemory>& slots) {
+  std::map<std::string, std::optional<int64_t>> by_device;
+  std::vector<std::optional<int64_t>> needs;
+  for (const SlotMemory& slot : slots) {
+    const auto [need, is_new] = by_device.try_emplace(slot.device);
+    if (is_new) {
+      const DeviceProfile device = ProfileOfSlot(slot, spec);
+      need->second = planner::LeastSlotMemory(planner::PlannedJobOf(spec, model.config, model.adapter, device));
+    }
+    needs.push_back(need->second);
+  }
+  return needs;
+}
+
+// One number for all kinds, though the same job takes less on some devices (their dtype): the least need, raised above
+// every kind that has as much and is too small, as long as a larger one is left that fits.
+int64_t LeastOf(const std::vector<SlotMemory>& slots, const std::vector<std::optional<int64_t>>& needs) {
+  std::optional<int64_t> least;
+  int64_t largest_fitting = 0;
+  std::vector<int64_t> too_small;
+  for (size_t i = 0; i < slots.size(); ++i) {
+    const bool fits = needs[i] && *needs[i] <= slots[i].memory_bytes;
+    if (needs[i]) least = std::min(least.value_or(*needs[i]), *needs[i]);
+    if (fits) largest_fitting = std::max(largest_fitting, slots[i].memory_bytes);
+    if (!fits) too_small.push_back(slots[i].memory_bytes);
+  }
+  if (!least) return 0;
+  std::sort(too_small.begin(), too_small.end());
+  for (const int64_t memory : too_small) {
+    if (memory >= *least && memory < largest_fitting) least = memory + 1;
+  }
+  return *least;
+}
+
 v1::MemorySpec ToMessage(const planner::MemoryPolicy& policy) {
   jobfile::JobSpec spec;
   spec.memory.keep = policy.keep;
@@ -225,29 +283,29 @@ grpc::Status AnswerPlan(const v1::PlanJobRequest& request, const jobfile::JobSpe
     for (SlotMemory& slot : considered) slot.memory_bytes = 0;
   }
   try {
-    Fill(PlanForSlots(model, planned_spec, considered, given), response);
+    Fill(PlanForGang(model, planned_spec, considered, given), response);
   } catch (const std::overflow_error& error) {
     return InvalidFields("the job cannot be planned:", {{"spec", error.what()}});
   }
   return grpc::Status::OK;
 }
 
-grpc::Status CheckFits(const jobfile::JobSpec& spec, const std::vector<fs::path>& roots,
-                       const std::vector<SlotMemory>& slots) {
+FitCheck CheckFits(const jobfile::JobSpec& spec, const std::vector<fs::path>& roots,
+                   const std::vector<SlotMemory>& slots) {
   const bool all_known =
       std::all_of(slots.begin(), slots.end(), [](const SlotMemory& slot) { return slot.memory_bytes > 0; });
-  if (spec.kind == jobfile::JobKind::kEvaluate || slots.empty() || !all_known) return grpc::Status::OK;
+  if (spec.kind == jobfile::JobKind::kEvaluate || slots.empty() || !all_known) return {};
   const Model model = ReadModel(spec, roots);
-  if (!model.status.ok()) return grpc::Status::OK;  // the workers may see what this machine does not
+  if (!model.status.ok()) return {};  // the workers may see what this machine does not
   try {
-    const Planned planned = PlanForSlots(model, spec, slots, std::nullopt);
-    if (planned.result.fits) return grpc::Status::OK;
-    return Error(grpc::StatusCode::INVALID_ARGUMENT, "DOES_NOT_FIT",
-                 fmt::format("the job cannot be accepted: it {}",
-                             planner::SummaryText(planned.job, planned.result, planned.place)),
-                 {{"device_bytes", std::to_string(planned.result.plan.memory.device_bytes())}});
+    const Planned planned = PlanForGang(model, spec, slots, std::nullopt);
+    if (planned.result.fits) return {grpc::Status::OK, LeastOf(slots, NeedsOf(model, OfSmallestGang(spec), slots))};
+    return {Error(grpc::StatusCode::INVALID_ARGUMENT, "DOES_NOT_FIT",
+                  fmt::format("the job cannot be accepted: it {}",
+                              planner::SummaryText(planned.job, planned.result, planned.place)),
+                  {{"device_bytes", std::to_string(planned.result.plan.memory.device_bytes())}})};
   } catch (const std::overflow_error& error) {
-    return InvalidFields("the job cannot be accepted:", {{"spec", error.what()}});
+    return {InvalidFields("the job cannot be accepted:", {{"spec", error.what()}})};
   }
 }
 

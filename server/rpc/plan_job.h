@@ -36,9 +36,15 @@ grpc::Status AnswerPlan(const v1::PlanJobRequest& request, const jobfile::JobSpe
                         const std::vector<std::filesystem::path>& roots, const std::vector<SlotMemory>& slots,
                         v1::PlanJobResponse* response);
 
-// INVALID_ARGUMENT, with the numbers and what would fit, for a job that fits into no slot. OK where it does, where a
-// slot's memory is not known or none is registered, where this machine does not see the model, and for kind evaluate.
-grpc::Status CheckFits(const jobfile::JobSpec& spec, const std::vector<std::filesystem::path>& roots,
-                       const std::vector<SlotMemory>& slots);
+struct FitCheck {
+  // INVALID_ARGUMENT, with the numbers and what would fit, for a job that fits into no slot. OK where it does, where a
+  // slot's memory is not known or none is registered, where this machine does not see the model, and for kind evaluate.
+  grpc::Status status;
+  // What a slot must have for a rank of the smallest gang: no kind of slot that has it is too small, where one number
+  // can tell them apart. 0 where nobody can tell.
+  int64_t memory_bytes_min = 0;
+};
+FitCheck CheckFits(const jobfile::JobSpec& spec, const std::vector<std::filesystem::path>& roots,
+                   const std::vector<SlotMemory>& slots);
 
 }  // namespace longspan::rpc

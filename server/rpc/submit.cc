@@ -71,7 +71,9 @@ core::Job JobOf(const jobfile::JobSpec& spec, const std::string& request_id) {
   job.queue = spec.queue;
   job.priority = spec.priority;
   job.labels = spec.labels;
-  job.slots = spec.resources.slots;
+  job.gang_sizes = jobfile::GangSizes(spec);
+  job.requirements.labels = spec.resources.require;
+  job.requirements.memory_bytes_min = spec.resources.memory_bytes_min.value_or(0);
   job.threads_per_slot = spec.resources.threads_per_slot;
   job.max_attempts = spec.limits.max_attempts;
   if (spec.limits.max_run_time_seconds) job.max_run_time = absl::Seconds(*spec.limits.max_run_time_seconds);

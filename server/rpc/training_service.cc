@@ -13,7 +13,9 @@
 #include "server/rpc/log_stream.h"
 #include "server/rpc/messages.h"
 #include "server/rpc/plan_job.h"
+#include "server/rpc/queue_messages.h"
 #include "server/rpc/submit.h"
+#include "server/rpc/update_job.h"
 #include "server/rpc/watch_stream.h"
 
 namespace longspan::rpc {
@@ -48,6 +50,13 @@ class RefusedReader final : public grpc::ServerReadReactor<Request> {
 grpc::Status NotYetStatus(const char* method) {
   return Error(grpc::StatusCode::UNIMPLEMENTED, "NOT_YET",
                fmt::format("{} is declared, but this version of the server does not have it yet", method));
+}
+
+// A full queue has a reason of its own: that the server itself is overloaded says RESOURCE_EXHAUSTED too.
+grpc::Status SubmitError(const absl::Status& status, const std::string& queue) {
+  if (status.code() != absl::StatusCode::kResourceExhausted) return Error(status);
+  const std::string message(status.message().data(), status.message().size());
+  return Error(grpc::StatusCode::RESOURCE_EXHAUSTED, "QUEUE_FULL", message, {{"queue", queue}});
 }
 
 }  // namespace
@@ -100,9 +109,9 @@ grpc::ServerUnaryReactor* TrainingServiceImpl::SubmitJob(Context* context, const
     std::vector<SlotMemory> slots;
     if (!known) slots = SlotKinds((*core)->ListWorkers());
     InBackground(call, [this, call, validate_only, checked = std::move(checked), slots = std::move(slots)]() mutable {
-      if (const grpc::Status status = CheckFits(checked.spec, options_.roots, slots); !status.ok()) {
-        return (void)call->Fail(status);
-      }
+      const FitCheck fit = CheckFits(checked.spec, options_.roots, slots);
+      if (!fit.status.ok()) return (void)call->Fail(fit.status);
+      if (!checked.spec.resources.memory_bytes_min) checked.job.requirements.memory_bytes_min = fit.memory_bytes_min;
       if (!validate_only) return StoreJob(call, std::move(checked.job));
       core::JobView view;
       view.job = std::move(checked.job);
@@ -119,11 +128,12 @@ void TrainingServiceImpl::StoreJob(const std::shared_ptr<UnaryCall<v1::SubmitJob
   job.id = JobId(NewJobId());
   job.folder = (parts_.storage / "jobs" / job.id.value()).string();
   job.submit_time = parts_.coordinator->Now();
+  const std::string queue = job.queue;
   parts_.coordinator->Send(core::JobSubmitted{std::move(job)},
-                           [this, call](absl::StatusOr<core::Reply> reply, const core::Core* core) {
+                           [this, call, queue](absl::StatusOr<core::Reply> reply, const core::Core* core) {
                              if (!reply.ok()) return (void)call->Fail(Error(reply.status()));
                              const auto& submit = std::get<core::SubmitReply>(*reply);
-                             if (!submit.status.ok()) return (void)call->Fail(Error(submit.status));
+                             if (!submit.status.ok()) return (void)call->Fail(SubmitError(submit.status, queue));
                              absl::StatusOr<core::JobView> view = core->ViewJob(submit.job_id);
                              if (!view.ok()) return (void)call->Fail(Error(view.status()));
                              InBackground(call, [call, already = submit.already_submitted, view = *std::move(view)] {
@@ -186,8 +196,9 @@ grpc::ServerUnaryReactor* TrainingServiceImpl::ListJobs(Context* context, const 
   parts_.coordinator->Query([this, call, page = *parsed](absl::StatusOr<const core::Core*> core) {
     if (!core.ok()) return (void)call->Fail(Error(core.status()));
     if (!page.before.empty() && !(*core)->ViewJob(page.before).ok()) {
-      return (void)call->Fail(InvalidFields("the page cannot be found:",
-                                            {{"page_token", "is not one of this server; start again without one"}}));
+      return (void)call->Fail(
+          InvalidFields("the page cannot be found:",
+                        {{"page_token", "starts at a job that is not there (any more); start again without one"}}));
     }
     std::vector<core::JobView> views =
         (*core)->ListJobs(page.before, page.size + 1, [&](const core::Job& job) { return page.Matches(job); });
@@ -245,6 +256,62 @@ grpc::ServerUnaryReactor* TrainingServiceImpl::ResumeJob(Context* context, const
                                                          v1::ResumeJobResponse* response) {
   return Command(context, request->job_id(), response,
                  [](const JobId& id) -> core::Event { return core::ResumeRequested{id}; });
+}
+
+grpc::ServerUnaryReactor* TrainingServiceImpl::UpdateJob(Context* context, const v1::UpdateJobRequest* request,
+                                                         v1::UpdateJobResponse* response) {
+  CheckedUpdate checked = CheckUpdate(*request);
+  if (!checked.status.ok()) {
+    const auto call = StartCall(context, response);
+    call->Fail(checked.status);  // unless the token is wrong
+    return call.get();
+  }
+  return Command(context, request->job_id(), response,
+                 [event = std::move(checked.event)](const JobId& id) -> core::Event {
+                   core::UpdateRequested update = event;
+                   update.job_id = id;
+                   return update;
+                 });
+}
+
+grpc::ServerUnaryReactor* TrainingServiceImpl::ListQueues(Context* context, const v1::ListQueuesRequest*,
+                                                          v1::ListQueuesResponse* response) {
+  const auto call = StartCall(context, response);
+  if (call->ended()) return call.get();
+  parts_.coordinator->Query([this, call](absl::StatusOr<const core::Core*> core) {
+    if (!core.ok()) return (void)call->Fail(Error(core.status()));
+    call->Answer([&](v1::ListQueuesResponse* answer) {
+      for (const core::QueueView& view : (*core)->ListQueues(parts_.coordinator->Now())) {
+        *answer->add_queues() = ToMessage(view);
+      }
+      return grpc::Status::OK;
+    });
+  });
+  return call.get();
+}
+
+grpc::ServerUnaryReactor* TrainingServiceImpl::UpdateQueue(Context* context, const v1::UpdateQueueRequest* request,
+                                                           v1::UpdateQueueResponse* response) {
+  const auto call = StartCall(context, response);
+  if (call->ended()) return call.get();
+  CheckedQueue checked = CheckQueue(*request);
+  if (!checked.status.ok()) {
+    call->Fail(checked.status);
+    return call.get();
+  }
+  parts_.coordinator->Send(std::move(checked.event), [this, call, name = request->queue().name()](
+                                                         absl::StatusOr<core::Reply> reply, const core::Core* core) {
+    if (!reply.ok()) return (void)call->Fail(Error(reply.status()));
+    const absl::Status& status = std::get<core::CommandReply>(*reply).status;
+    if (!status.ok()) return (void)call->Fail(Error(status));
+    call->Answer([&](v1::UpdateQueueResponse* answer) {
+      for (const core::QueueView& view : core->ListQueues(parts_.coordinator->Now())) {
+        if (view.queue.name == name) *answer->mutable_queue() = ToMessage(view);
+      }
+      return grpc::Status::OK;
+    });
+  });
+  return call.get();
 }
 
 grpc::ServerUnaryReactor* TrainingServiceImpl::ListCheckpoints(Context* context,
@@ -305,7 +372,7 @@ grpc::ServerUnaryReactor* TrainingServiceImpl::WorkerCommand(Context* context, c
 grpc::ServerUnaryReactor* TrainingServiceImpl::DrainWorker(Context* context, const v1::DrainWorkerRequest* request,
                                                            v1::DrainWorkerResponse* response) {
   const WorkerId worker_id(request->worker_id());
-  return WorkerCommand(context, worker_id, response, core::DrainRequested{worker_id});
+  return WorkerCommand(context, worker_id, response, core::DrainRequested{worker_id, request->move()});
 }
 grpc::ServerUnaryReactor* TrainingServiceImpl::UndrainWorker(Context* context, const v1::UndrainWorkerRequest* request,
                                                              v1::UndrainWorkerResponse* response) {
@@ -387,26 +454,28 @@ grpc::ServerUnaryReactor* TrainingServiceImpl::EvaluateModel(Context* context, c
                                                              v1::EvaluateModelResponse*) {
   return NotYet(context, "EvaluateModel");
 }
-grpc::ServerUnaryReactor* TrainingServiceImpl::UpdateJob(Context* context, const v1::UpdateJobRequest*,
-                                                         v1::UpdateJobResponse*) {
-  return NotYet(context, "UpdateJob");
-}
-grpc::ServerUnaryReactor* TrainingServiceImpl::DeleteJob(Context* context, const v1::DeleteJobRequest*,
-                                                         v1::DeleteJobResponse*) {
-  return NotYet(context, "DeleteJob");
+grpc::ServerUnaryReactor* TrainingServiceImpl::DeleteJob(Context* context, const v1::DeleteJobRequest* request,
+                                                         v1::DeleteJobResponse* response) {
+  const auto call = StartCall(context, response);
+  if (call->ended()) return call.get();
+  parts_.coordinator->Query([this, call, asked_for = request->job_id()](absl::StatusOr<const core::Core*> core) {
+    if (!core.ok()) return (void)call->Fail(Error(core.status()));
+    const absl::StatusOr<JobId> resolved = (*core)->ResolveJob(asked_for);
+    if (!resolved.ok()) return (void)call->Fail(Error(resolved.status()));
+    parts_.coordinator->Send(core::DeleteRequested{*resolved},
+                             [call](absl::StatusOr<core::Reply> reply, const core::Core*) {
+                               if (!reply.ok()) return (void)call->Fail(Error(reply.status()));
+                               const absl::Status& status = std::get<core::CommandReply>(*reply).status;
+                               if (!status.ok()) return (void)call->Fail(Error(status));
+                               call->Answer([](v1::DeleteJobResponse*) { return grpc::Status::OK; });
+                             });
+  });
+  return call.get();
 }
 grpc::ServerReadReactor<v1::UploadFileRequest>* TrainingServiceImpl::UploadFile(Context* context,
                                                                                 v1::UploadFileResponse*) {
   const grpc::Status status = options_.token.Check(*context);
   return new RefusedReader<v1::UploadFileRequest>(status.ok() ? NotYetStatus("UploadFile") : status);
-}
-grpc::ServerUnaryReactor* TrainingServiceImpl::ListQueues(Context* context, const v1::ListQueuesRequest*,
-                                                          v1::ListQueuesResponse*) {
-  return NotYet(context, "ListQueues");
-}
-grpc::ServerUnaryReactor* TrainingServiceImpl::UpdateQueue(Context* context, const v1::UpdateQueueRequest*,
-                                                           v1::UpdateQueueResponse*) {
-  return NotYet(context, "UpdateQueue");
 }
 grpc::ServerUnaryReactor* TrainingServiceImpl::CreateToken(Context* context, const v1::CreateTokenRequest*,
                                                            v1::CreateTokenResponse*) {

@@ -43,12 +43,16 @@ class TrainingServiceImpl final : public v1::TrainingService::CallbackService {
   Unary* CancelJob(Context*, const v1::CancelJobRequest*, v1::CancelJobResponse*) override;
   Unary* PauseJob(Context*, const v1::PauseJobRequest*, v1::PauseJobResponse*) override;
   Unary* ResumeJob(Context*, const v1::ResumeJobRequest*, v1::ResumeJobResponse*) override;
+  Unary* UpdateJob(Context*, const v1::UpdateJobRequest*, v1::UpdateJobResponse*) override;
+  Unary* ListQueues(Context*, const v1::ListQueuesRequest*, v1::ListQueuesResponse*) override;
+  Unary* UpdateQueue(Context*, const v1::UpdateQueueRequest*, v1::UpdateQueueResponse*) override;
   Unary* ListCheckpoints(Context*, const v1::ListCheckpointsRequest*, v1::ListCheckpointsResponse*) override;
   Unary* ListWorkers(Context*, const v1::ListWorkersRequest*, v1::ListWorkersResponse*) override;
   Unary* DrainWorker(Context*, const v1::DrainWorkerRequest*, v1::DrainWorkerResponse*) override;
   Unary* UndrainWorker(Context*, const v1::UndrainWorkerRequest*, v1::UndrainWorkerResponse*) override;
   Unary* PlanJob(Context*, const v1::PlanJobRequest*, v1::PlanJobResponse*) override;
   Unary* ListFiles(Context*, const v1::ListFilesRequest*, v1::ListFilesResponse*) override;
+  Unary* DeleteJob(Context*, const v1::DeleteJobRequest*, v1::DeleteJobResponse*) override;
   Unary* GetServerInfo(Context*, const v1::GetServerInfoRequest*, v1::GetServerInfoResponse*) override;
   Writer<v1::WatchJobResponse>* WatchJob(Context*, const v1::WatchJobRequest*) override;
   Writer<v1::StreamLogsResponse>* StreamLogs(Context*, const v1::StreamLogsRequest*) override;
@@ -57,11 +61,7 @@ class TrainingServiceImpl final : public v1::TrainingService::CallbackService {
   // Declared, not built yet: UNIMPLEMENTED with a sentence.
   Unary* ExportJob(Context*, const v1::ExportJobRequest*, v1::ExportJobResponse*) override;
   Unary* EvaluateModel(Context*, const v1::EvaluateModelRequest*, v1::EvaluateModelResponse*) override;
-  Unary* UpdateJob(Context*, const v1::UpdateJobRequest*, v1::UpdateJobResponse*) override;
-  Unary* DeleteJob(Context*, const v1::DeleteJobRequest*, v1::DeleteJobResponse*) override;
   grpc::ServerReadReactor<v1::UploadFileRequest>* UploadFile(Context*, v1::UploadFileResponse*) override;
-  Unary* ListQueues(Context*, const v1::ListQueuesRequest*, v1::ListQueuesResponse*) override;
-  Unary* UpdateQueue(Context*, const v1::UpdateQueueRequest*, v1::UpdateQueueResponse*) override;
   Unary* CreateToken(Context*, const v1::CreateTokenRequest*, v1::CreateTokenResponse*) override;
   Unary* ListTokens(Context*, const v1::ListTokensRequest*, v1::ListTokensResponse*) override;
   Unary* RevokeToken(Context*, const v1::RevokeTokenRequest*, v1::RevokeTokenResponse*) override;

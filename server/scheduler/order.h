@@ -1,4 +1,9 @@
-// First stage: who is asked first.
+// Who is asked first: priority, then a fair share of the cluster among queues, then submit time, then id.
+//
+// Within a priority the next job is always taken from the queue that has had least for its weight: what it used,
+// decayed, plus what its running gangs are still expected to use, plus what its jobs further in front will (slots times
+// expected seconds, each gang's at most one half-life ahead). That is weighted fair queueing (Demers, Keshav, Shenker
+// 1989) over slot-seconds: a queue that was idle goes first, but not with all of its jobs at once.
 #pragma once
 
 #include <vector>
@@ -7,7 +12,7 @@
 
 namespace longspan::scheduler {
 
-// Priority (higher first), submit time, id. Pointers into `jobs`.
-std::vector<const WaitingJob*> OrderQueue(const std::vector<WaitingJob>& jobs);
+// Pointers into the snapshot.
+std::vector<const WaitingJob*> OrderQueue(const Snapshot& snapshot, absl::Time now, const Options& options);
 
 }  // namespace longspan::scheduler

@@ -162,11 +162,31 @@ constexpr char kArtifactExcerpt[] = "ALTER TABLE artifacts ADD COLUMN excerpt TE
 
 constexpr char kWarnings[] = "ALTER TABLE attempts ADD COLUMN warnings INTEGER NOT NULL DEFAULT 0";
 
+constexpr char kScheduling[] = R"sql(
+ALTER TABLE jobs ADD COLUMN gang_sizes_json TEXT NOT NULL DEFAULT '[1]';
+UPDATE jobs SET gang_sizes_json = '[' || slots || ']';
+ALTER TABLE jobs DROP COLUMN slots;
+ALTER TABLE jobs ADD COLUMN requirements_json TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE jobs ADD COLUMN memory_bytes_min INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN preemptions INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN reserved_json TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE jobs ADD COLUMN reserved_until INTEGER NOT NULL DEFAULT -9223372036854775808;
+CREATE TABLE queues (
+  name TEXT PRIMARY KEY,
+  weight REAL NOT NULL,
+  slots_max INTEGER NOT NULL,
+  waiting_max INTEGER NOT NULL,
+  run_time_default INTEGER NOT NULL,
+  used_slot_seconds REAL NOT NULL,
+  used_time INTEGER NOT NULL
+) WITHOUT ROWID;
+)sql";
+
 }  // namespace
 
 const std::vector<Migration>& Migrations() {
   static const std::vector<Migration> migrations = {
-      {1, kFirst}, {2, kTaskScores}, {3, kWarnings}, {4, kArtifactExcerpt}};
+      {1, kFirst}, {2, kTaskScores}, {3, kWarnings}, {4, kArtifactExcerpt}, {5, kScheduling}};
   return migrations;
 }
 

@@ -39,6 +39,14 @@ double NumberFromJson(const json& value) {
 
 std::string ToJson(const std::map<std::string, std::string>& labels) { return Dump(labels); }
 std::string ToJson(const std::vector<std::string>& texts) { return Dump(texts); }
+std::string ToJson(const std::vector<int64_t>& numbers) { return Dump(numbers); }
+std::string ToJson(const std::vector<scheduler::Placement>& slots) {
+  json array = json::array();
+  for (const scheduler::Placement& slot : slots) {
+    array.push_back({{"worker", slot.worker_id.value()}, {"slot", slot.slot}});
+  }
+  return Dump(array);
+}
 std::string ToJson(const std::map<std::string, double>& values) {
   json object = json::object();
   for (const auto& [name, value] : values) object[name] = NumberToJson(value);
@@ -57,6 +65,16 @@ absl::Status FromJson(const std::string& text, std::map<std::string, std::string
 }
 absl::Status FromJson(const std::string& text, std::vector<std::string>& texts) {
   return Parse(text, [&](const json& value) { texts = value.get<std::vector<std::string>>(); });
+}
+absl::Status FromJson(const std::string& text, std::vector<int64_t>& numbers) {
+  return Parse(text, [&](const json& value) { numbers = value.get<std::vector<int64_t>>(); });
+}
+absl::Status FromJson(const std::string& text, std::vector<scheduler::Placement>& slots) {
+  return Parse(text, [&](const json& array) {
+    for (const json& slot : array) {
+      slots.push_back({WorkerId(slot.at("worker").get<std::string>()), slot.at("slot").get<int64_t>()});
+    }
+  });
 }
 absl::Status FromJson(const std::string& text, std::map<std::string, double>& values) {
   return Parse(text, [&](const json& object) {

@@ -39,20 +39,24 @@ absl::Status ForEachRow(Statement& statement, Take take) {
 absl::Status InsertJob(Database& database, const core::Job& job) {
   return database
       .Prepared(
-          "INSERT INTO jobs (job_id, request_id, content_hash, spec_json, name, queue, priority, labels_json, slots, "
-          "threads_per_slot, max_attempts, max_run_time, owner, folder, submit_time, state, reason, message, phase, "
+          "INSERT INTO jobs (job_id, request_id, content_hash, spec_json, name, queue, priority, labels_json, "
+          "gang_sizes_json, requirements_json, memory_bytes_min, threads_per_slot, max_attempts, max_run_time, owner, "
+          "folder, submit_time, state, reason, message, phase, "
           "attempt, "
           "version, prepared, start_time, end_time, failed_attempts, stalled_attempts, retry_time, run_time, "
           "running_since, "
-          "best_prepare, best_train, best_evaluate, best_export, last_event, last_sample) "
-          "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)")
+          "best_prepare, best_train, best_evaluate, best_export, last_event, last_sample, preemptions, "
+          "reserved_json, reserved_until) "
+          "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)")
       .BindAll(job.id.value(), job.request_id, job.content_hash, job.spec_json, job.name, job.queue, job.priority,
-               ToJson(job.labels), job.slots, job.threads_per_slot, job.max_attempts, job.max_run_time, job.owner,
+               ToJson(job.labels), ToJson(job.gang_sizes), ToJson(job.requirements.labels),
+               job.requirements.memory_bytes_min, job.threads_per_slot, job.max_attempts, job.max_run_time, job.owner,
                job.folder, job.submit_time)
       .BindAll(Number(job.state), job.reason, job.message, Number(job.phase), job.attempt, job.version, job.prepared,
                job.start_time, job.end_time, job.failed_attempts, job.stalled_attempts, job.retry_time, job.run_time,
                job.running_since, job.best_step[1], job.best_step[2], job.best_step[3], job.best_step[4],
                job.last_event, job.last_sample)
+      .BindAll(job.preemptions, ToJson(job.reserved), job.reserved_until)
       .Run();
 }
 
@@ -66,7 +70,9 @@ core::Job ReadJob(Statement& row, absl::Status& status) {
   job.queue = row.Text();
   job.priority = row.Integer();
   status.Update(FromJson(row.Text(), job.labels));
-  job.slots = row.Integer();
+  status.Update(FromJson(row.Text(), job.gang_sizes));
+  status.Update(FromJson(row.Text(), job.requirements.labels));
+  job.requirements.memory_bytes_min = row.Integer();
   job.threads_per_slot = row.Integer();
   job.max_attempts = row.Integer();
   job.max_run_time = row.Duration();
@@ -90,16 +96,21 @@ core::Job ReadJob(Statement& row, absl::Status& status) {
   for (int phase = 1; phase < core::kPhaseCount; ++phase) job.best_step[phase] = row.Integer();
   job.last_event = row.Integer();
   job.last_sample = row.Integer();
+  job.preemptions = row.Integer();
+  status.Update(FromJson(row.Text(), job.reserved));
+  job.reserved_until = row.Time();
   return job;
 }
 
 constexpr char kSelectJobs[] =
-    "SELECT job_id, request_id, content_hash, spec_json, name, queue, priority, labels_json, slots, threads_per_slot, "
-    "max_attempts, max_run_time, owner, folder, submit_time, state, reason, message, phase, attempt, version, "
+    "SELECT job_id, request_id, content_hash, spec_json, name, queue, priority, labels_json, gang_sizes_json, "
+    "requirements_json, memory_bytes_min, threads_per_slot, max_attempts, max_run_time, owner, folder, submit_time, "
+    "state, reason, message, phase, attempt, version, "
     "prepared, "
     "start_time, end_time, failed_attempts, stalled_attempts, retry_time, run_time, running_since, best_prepare, "
     "best_train, "
-    "best_evaluate, best_export, last_event, last_sample FROM jobs ORDER BY submission";
+    "best_evaluate, best_export, last_event, last_sample, preemptions, reserved_json, reserved_until FROM jobs ORDER "
+    "BY submission";
 
 absl::Status WriteRank(Database& database, const core::Attempt& attempt, const core::Rank& rank) {
   return database
@@ -268,11 +279,13 @@ absl::Status WriteJob(Database& database, const core::JobWrite& write) {
               "?, "
               "version = ?, prepared = ?, start_time = ?, end_time = ?, failed_attempts = ?, stalled_attempts = ?, "
               "retry_time = ?, run_time = ?, running_since = ?, best_prepare = ?, best_train = ?, best_evaluate = ?, "
-              "best_export = ?, last_event = ?, last_sample = ? WHERE job_id = ? AND version = ? AND state = ?")
+              "best_export = ?, last_event = ?, last_sample = ?, preemptions = ?, reserved_json = ?, "
+              "reserved_until = ? WHERE job_id = ? AND version = ? AND state = ?")
           .BindAll(job.priority, ToJson(job.labels), Number(job.state), job.reason, job.message, Number(job.phase),
                    job.attempt, job.version, job.prepared, job.start_time, job.end_time, job.failed_attempts,
                    job.stalled_attempts, job.retry_time, job.run_time, job.running_since, job.best_step[1],
                    job.best_step[2], job.best_step[3], job.best_step[4], job.last_event, job.last_sample)
+          .BindAll(job.preemptions, ToJson(job.reserved), job.reserved_until)
           .BindAll(job.id.value(), write.expected_version, Number(write.expected_state))
           .Run();
   if (updated.ok() && database.changes() != 1) {
@@ -296,6 +309,23 @@ absl::Status WriteWorker(Database& database, const core::Worker& worker) {
       .BindAll(worker.id.value(), worker.advertise_address, worker.http_port, ToJson(worker.slots),
                ToJson(worker.labels), worker.version, worker.incarnation_id, ToJson(worker.retired_incarnations),
                worker.draining, worker.leaving, worker.placements, worker.last_seen)
+      .Run();
+}
+
+absl::Status DeleteJob(Database& database, const JobId& job_id) {
+  return database.Prepared("DELETE FROM jobs WHERE job_id = ?").Bind(job_id.value()).Run();
+}
+
+absl::Status WriteQueue(Database& database, const core::Queue& queue) {
+  return database
+      .Prepared(
+          "INSERT INTO queues (name, weight, slots_max, waiting_max, run_time_default, used_slot_seconds, used_time) "
+          "VALUES (?,?,?,?,?,?,?) ON CONFLICT (name) DO UPDATE SET weight = excluded.weight, "
+          "slots_max = excluded.slots_max, waiting_max = excluded.waiting_max, "
+          "run_time_default = excluded.run_time_default, used_slot_seconds = excluded.used_slot_seconds, "
+          "used_time = excluded.used_time")
+      .BindAll(queue.name, queue.weight, queue.slots_max, queue.waiting_max, queue.run_time_default,
+               queue.used_slot_seconds, queue.used_time)
       .Run();
 }
 
@@ -332,14 +362,31 @@ absl::Status WriteEvent(Database& database, const JobId& job_id, const core::Job
       .Run();
 }
 
-absl::Status WriteSample(Database& database, const JobId& job_id, const core::Sample& sample) {
+namespace {
+
+// Of samples older than `age` others, every tenth stays: looked at in blocks as long as the age, when one is complete.
+absl::Status ThinSamples(Database& database, const JobId& job_id, int64_t newest, int64_t age, int64_t every) {
+  if (newest % age != 0) return absl::OkStatus();
   return database
-      .Prepared(
-          "INSERT INTO samples (job_id, sequence, attempt, phase, step, steps, values_json, time) VALUES "
-          "(?,?,?,?,?,?,?,?)")
-      .BindAll(job_id.value(), sample.sequence, sample.attempt, Number(sample.phase), sample.step, sample.steps,
-               ToJson(sample.values), sample.time)
+      .Prepared("DELETE FROM samples WHERE job_id = ? AND sequence > ? AND sequence <= ? AND sequence % ? <> 0")
+      .BindAll(job_id.value(), newest - 2 * age, newest - age, every)
       .Run();
+}
+
+}  // namespace
+
+absl::Status WriteSample(Database& database, const JobId& job_id, const core::Sample& sample) {
+  absl::Status written =
+      database
+          .Prepared(
+              "INSERT INTO samples (job_id, sequence, attempt, phase, step, steps, values_json, time) VALUES "
+              "(?,?,?,?,?,?,?,?)")
+          .BindAll(job_id.value(), sample.sequence, sample.attempt, Number(sample.phase), sample.step, sample.steps,
+                   ToJson(sample.values), sample.time)
+          .Run();
+  if (written.ok()) written = ThinSamples(database, job_id, sample.sequence, kSamplesWhole, 10);
+  if (written.ok()) written = ThinSamples(database, job_id, sample.sequence, 10 * kSamplesWhole, 100);
+  return written;
 }
 
 absl::Status WriteCheckpoint(Database& database, const JobId& job_id, const core::Checkpoint& checkpoint) {
@@ -384,6 +431,21 @@ absl::Status LoadAll(Database& database, core::StoredState& state) {
     if (!status.ok()) return status;
     status = LoadJobParts(database, rows);
   }
+  if (!status.ok()) return status;
+  status = ForEachRow(
+      database.Prepared("SELECT name, weight, slots_max, waiting_max, run_time_default, used_slot_seconds, used_time "
+                        "FROM queues ORDER BY name"),
+      [&](Statement& row) {
+        core::Queue& queue = state.queues.emplace_back();
+        queue.name = row.Text();
+        queue.weight = row.Real();
+        queue.slots_max = row.Integer();
+        queue.waiting_max = row.Integer();
+        queue.run_time_default = row.Duration();
+        queue.used_slot_seconds = row.Real();
+        queue.used_time = row.Time();
+        return absl::OkStatus();
+      });
   if (!status.ok()) return status;
   return ForEachRow(
       database.Prepared(

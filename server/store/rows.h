@@ -8,8 +8,14 @@
 
 namespace longspan::store {
 
+// The newest samples of a job are all there; of the older ones every tenth, of those ten times as old every hundredth.
+inline constexpr int64_t kSamplesWhole = 2000;
+
 absl::Status WriteJob(Database& database, const core::JobWrite& write);
 absl::Status WriteWorker(Database& database, const core::Worker& worker);
+// With all that hangs on it. A job that is not there is no error.
+absl::Status DeleteJob(Database& database, const JobId& job_id);
+absl::Status WriteQueue(Database& database, const core::Queue& queue);
 absl::Status WriteAttempt(Database& database, const core::Attempt& attempt);
 absl::Status WriteEvent(Database& database, const JobId& job_id, const core::JobEvent& event);
 absl::Status WriteSample(Database& database, const JobId& job_id, const core::Sample& sample);

@@ -1,6 +1,7 @@
 #include "server/store/sqlite_store.h"
 
 #include <fmt/format.h>
+#include <sys/statvfs.h>
 
 #include <filesystem>
 
@@ -71,6 +72,14 @@ class SqliteStore : public Store {
     return store::ReadSamples(*reader_, job_id, after, limit);
   }
 
+  absl::StatusOr<int64_t> FreeBytes() const override {
+    struct statvfs disk;
+    if (statvfs(writer_->path().c_str(), &disk) != 0) {
+      return absl::UnavailableError(fmt::format("cannot ask how full the disk of {} is", writer_->path()));
+    }
+    return static_cast<int64_t>(disk.f_bavail) * static_cast<int64_t>(disk.f_frsize);
+  }
+
   absl::Status Backup(const std::string& target_path) override {
     MutexLock lock(reader_mutex_);
     return Copy(*reader_, target_path);
@@ -82,6 +91,7 @@ class SqliteStore : public Store {
     Database& d = *writer_;
     absl::Status status = WriteEach(t.jobs, [&](const auto& row) { return WriteJob(d, row); });
     if (status.ok()) status = WriteEach(t.workers, [&](const auto& row) { return WriteWorker(d, row); });
+    if (status.ok()) status = WriteEach(t.queues, [&](const auto& row) { return WriteQueue(d, row); });
     if (status.ok()) status = WriteEach(t.attempts, [&](const auto& row) { return WriteAttempt(d, row); });
     if (status.ok()) status = WriteEach(t.events, [&](const auto& of) { return WriteEvent(d, of.job_id, of.row); });
     if (status.ok()) status = WriteEach(t.samples, [&](const auto& of) { return WriteSample(d, of.job_id, of.row); });
@@ -91,6 +101,7 @@ class SqliteStore : public Store {
       status = WriteEach(t.evaluations, [&](const auto& of) { return WriteEvaluation(d, of.job_id, of.row); });
     if (status.ok())
       status = WriteEach(t.artifacts, [&](const auto& of) { return WriteArtifact(d, of.job_id, of.row); });
+    if (status.ok()) status = WriteEach(t.deleted_jobs, [&](const JobId& id) { return DeleteJob(d, id); });
     return status;
   }
 
@@ -137,6 +148,30 @@ absl::StatusOr<std::unique_ptr<Store>> OpenSqliteStore(const std::string& path) 
   if (absl::Status status = (*reader)->Execute("PRAGMA query_only = ON"); !status.ok()) return status;
   return std::unique_ptr<Store>(
       std::make_unique<SqliteStore>(*std::move(lock), *std::move(writer), *std::move(reader)));
+}
+
+absl::Status CopyBackup(const std::string& backup_path, const std::string& path) {
+  if (!std::filesystem::exists(backup_path))
+    return absl::NotFoundError(fmt::format("there is no file {}", backup_path));
+  const absl::StatusOr<std::unique_ptr<Database>> backup = Database::Open(backup_path, SQLITE_OPEN_READONLY);
+  if (!backup.ok()) return backup.status();
+  if (absl::Status checked = CheckIntegrity(**backup); !checked.ok()) return checked;
+  std::error_code error;
+  const std::filesystem::path folder = std::filesystem::absolute(path).parent_path();
+  std::filesystem::create_directories(folder, error);
+  if (error)
+    return absl::PermissionDeniedError(fmt::format("cannot create folder {}: {}", folder.string(), error.message()));
+  // Whole or not at all: a server never finds half a database under the name.
+  const std::string partial = path + ".restoring";
+  std::filesystem::remove(partial, error);
+  if (std::filesystem::exists(path)) {
+    return absl::AlreadyExistsError(
+        fmt::format("{} exists; move it away first (with its -wal and -shm), a restore overwrites nothing", path));
+  }
+  if (absl::Status copied = Copy(**backup, partial); !copied.ok()) return copied;
+  std::filesystem::rename(partial, path, error);
+  if (error) return absl::PermissionDeniedError(fmt::format("cannot write {}: {}", path, error.message()));
+  return absl::OkStatus();
 }
 
 absl::Status BackupSqliteDatabase(const std::string& path, const std::string& target_path) {

@@ -18,4 +18,7 @@ absl::StatusOr<std::unique_ptr<Store>> OpenSqliteStore(const std::string& path);
 // Copies the database at `path`, which a server may be using, to `target_path`, which must not exist.
 absl::Status BackupSqliteDatabase(const std::string& path, const std::string& target_path);
 
+// Puts a copy of a backup at `path`, where no database may be, whole or not at all. DATA_LOSS for a damaged backup.
+absl::Status CopyBackup(const std::string& backup_path, const std::string& path);
+
 }  // namespace longspan::store

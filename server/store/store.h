@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -32,6 +33,9 @@ class Store {
                                                                  int64_t limit) const = 0;
   virtual absl::StatusOr<std::vector<core::Sample>> ReadSamples(const JobId& job_id, int64_t after,
                                                                 int64_t limit) const = 0;
+
+  // Of the disk that commits go to. A store without a limit has all there is.
+  virtual absl::StatusOr<int64_t> FreeBytes() const { return std::numeric_limits<int64_t>::max(); }
 
   // A consistent copy while commits go on.
   virtual absl::Status Backup(const std::string& target_path) = 0;

@@ -360,6 +360,124 @@ TEST_F(CommandsTest, ListGoesThroughThePages) {
   EXPECT_EQ(client_.Run({"list", "--state", "asleep"}).exit_code, kExitUsage);
 }
 
+TEST_F(CommandsTest, ListShowsHowJobsWaitWhereOneDoes) {
+  v1::Job& running = *server_.service.pages[0].add_jobs();
+  running = JobIn(v1::JOB_STATE_RUNNING);
+  running.mutable_spec()->mutable_resources()->set_slots(8);
+  running.mutable_spec()->mutable_resources()->set_slots_min(2);
+  EXPECT_THAT(client_.Run({"list"}).out, AllOf(HasSubstr(" 2-8 "), Not(HasSubstr("STARTS"))));
+  const auto add = [&](int64_t position, int64_t start_seconds) {
+    v1::Job& job = *server_.service.pages[0].add_jobs();
+    job = JobIn(v1::JOB_STATE_QUEUED);
+    job.set_queue_position(position);
+    job.set_status_message("waits");
+    if (start_seconds > 0) job.mutable_expected_start_time()->set_seconds(start_seconds);
+  };
+  add(1, 1'000'000 + 25 * 60 + 10);
+  add(2, 1'000'000 + 3 * 3600 + 300);
+  add(3, 0);
+  add(4, 999'000);
+  const std::string out = client_.Run({"list"}).out;
+  EXPECT_THAT(out, ::testing::ContainsRegex("POSITION +STARTS +WHY"));
+  EXPECT_THAT(out, ::testing::ContainsRegex(" 1 +in 25m +waits"));
+  EXPECT_THAT(out, ::testing::ContainsRegex(" 2 +in 3h05m +waits"));
+  EXPECT_THAT(out, ::testing::ContainsRegex(" 3 +\\? +waits"));
+  EXPECT_THAT(out, ::testing::ContainsRegex(" 4 +soon +waits"));
+}
+
+TEST_F(CommandsTest, DescribeShowsWhatAJobWaitsForAndWhatIsKeptForIt) {
+  v1::Job& job = server_.service.job;
+  job.set_queue_position(3);
+  EXPECT_THAT(client_.Run({"describe", "job-1"}).out, ::testing::ContainsRegex("Starts +not known"));
+  job.mutable_expected_start_time()->set_seconds(1'000'000 + 25 * 60);
+  job.mutable_spec()->mutable_resources()->set_slots(8);
+  job.mutable_spec()->mutable_resources()->set_slots_min(2);
+  (*job.mutable_spec()->mutable_resources()->mutable_require())["gpu"] = "H200";
+  job.mutable_spec()->mutable_resources()->set_memory_bytes_min(int64_t{40} << 30);
+  job.set_preemptions(2);
+  v1::ReservedSlot& slot = *job.add_reserved_slots();
+  slot.set_worker_id("gpu-7");
+  slot.set_slot(3);
+  job.mutable_reserved_until_time()->set_seconds(1'000'000 + 240);
+  const std::string out = client_.Run({"describe", "job-1"}).out;
+  EXPECT_THAT(out, ::testing::ContainsRegex("Starts +in 25m, by estimates \\(1970-01-12T14:11:40.000Z\\)"));
+  EXPECT_THAT(out, ::testing::ContainsRegex("Slots +2-8\n"));
+  EXPECT_THAT(out, ::testing::ContainsRegex("Requires +gpu: H200, 40.0 GiB a slot"));
+  EXPECT_THAT(out, ::testing::ContainsRegex("Reserved +gpu-7:3; lapses in 4m"));
+  EXPECT_THAT(out, ::testing::ContainsRegex("Preempted +2 times"));
+
+  job = JobIn(v1::JOB_STATE_RUNNING);
+  job.set_queue_position(0);
+  v1::Attempt& attempt = *job.add_attempts();
+  attempt.set_phase(v1::PHASE_TRAIN);
+  for (int rank = 0; rank < 5; ++rank) attempt.add_ranks()->set_rank(rank);
+  EXPECT_THAT(client_.Run({"describe", "job-1"}).out,
+              AllOf(::testing::ContainsRegex("Slots +2-8, now 5\n"), Not(HasSubstr("Starts "))));
+}
+
+TEST_F(CommandsTest, QueuesAreATableAndChangedByWhatIsSaid) {
+  EXPECT_THAT(client_.Run({"queues"}).err, HasSubstr("no queues"));
+  v1::Queue& queue = *server_.service.queues.add_queues();
+  queue.set_name("research");
+  queue.set_weight(2.5);
+  queue.set_slots_in_use(3);
+  queue.set_slots_max(8);
+  queue.set_queued(4);
+  queue.mutable_run_time_default()->set_seconds(8 * 3600);
+  queue.set_used_share(0.621);
+  queue.set_expected_share(0.5);
+  EXPECT_THAT(client_.Run({"queues"}).out, ::testing::ContainsRegex("research +2.5 +3 of 8 +4 +62% +50% +8h\n"));
+  queue.set_expected_share(0);
+  EXPECT_THAT(client_.Run({"queues"}).out, ::testing::ContainsRegex("62% +- +8h\n"));
+  const json item = ItemsOf(client_.Run({"queues", "-o", "json"}))[0];
+  EXPECT_EQ(item["name"], "research");
+  EXPECT_EQ(item["run_time_default"], 28800);
+
+  const Result set =
+      client_.Run({"queues", "set", "research", "--weight", "2", "--run-time-default", "2h", "-o", "json"});
+  EXPECT_EQ(set.exit_code, kExitSucceeded) << set.err;
+  ASSERT_EQ(server_.service.queue_updates.size(), 1u);
+  const v1::UpdateQueueRequest request = server_.service.queue_updates[0];
+  EXPECT_EQ(request.queue().name(), "research");
+  EXPECT_EQ(request.queue().weight(), 2);
+  EXPECT_EQ(request.queue().run_time_default().seconds(), 7200);
+  EXPECT_THAT(request.update_mask().paths(), ::testing::ElementsAre("weight", "run_time_default"));
+  EXPECT_EQ(ItemsOf(set).size(), 1u) << "the queue, and not the list";
+  client_.Run({"queues", "set", "research", "--slots-max", "0", "--waiting-max", "7"});
+  EXPECT_THAT(server_.service.queue_updates[1].update_mask().paths(),
+              ::testing::ElementsAre("slots_max", "queued_max"));
+  EXPECT_EQ(server_.service.queue_updates[1].queue().queued_max(), 7);
+
+  EXPECT_THAT(client_.Run({"queues", "set", "research"}).err, HasSubstr("nothing to change; give --weight"));
+  EXPECT_EQ(client_.Run({"queues", "set", "research"}).exit_code, kExitUsage);
+  EXPECT_EQ(client_.Run({"queues", "set", "--weight", "1"}).exit_code, kExitUsage);
+  EXPECT_THAT(client_.Run({"queues", "set", "research", "--run-time-default", "long"}).err, HasSubstr("such as 90s"));
+  EXPECT_EQ(server_.service.queue_updates.size(), 2u);
+}
+
+TEST_F(CommandsTest, UpdateSendsWhatIsSaidAndShowsTheJob) {
+  server_.service.job.mutable_spec()->set_priority(90);
+  (*server_.service.job.mutable_spec()->mutable_labels())["team"] = "red\x1b";
+  const Result result = client_.Run({"update", "job-1", "--priority", "90", "--label", "team=red", "--label", "old="});
+  EXPECT_EQ(result.out, "job-1 is QUEUED, priority 90, labels team=red?\n");
+  const v1::UpdateJobRequest& request = server_.service.updates[0];
+  EXPECT_EQ(request.priority(), 90);
+  EXPECT_EQ(request.labels().at("team"), "red");
+  EXPECT_EQ(request.labels().at("old"), "");
+  client_.Run({"update", "job-1", "--label", "a=b"});
+  EXPECT_FALSE(server_.service.updates[1].has_priority());
+  EXPECT_EQ(client_.Run({"update", "job-1"}).exit_code, kExitUsage);
+  EXPECT_EQ(client_.Run({"update", "job-1", "--label", "team"}).exit_code, kExitUsage);
+  EXPECT_EQ(ItemsOf(client_.Run({"update", "job-1", "--priority", "1", "-o", "json"}))[0]["job_id"], "job-1");
+}
+
+TEST_F(CommandsTest, DrainMovesRanksOnlyWhenTold) {
+  EXPECT_EQ(client_.Run({"drain", "gpu-7"}).exit_code, kExitSucceeded);
+  EXPECT_EQ(client_.Run({"drain", "gpu-7", "--move"}).exit_code, kExitSucceeded);
+  EXPECT_FALSE(server_.service.drains[0].move());
+  EXPECT_TRUE(server_.service.drains[1].move());
+}
+
 TEST_F(CommandsTest, DescribeShowsOneRecordAsItIsTrained) {
   v1::Job job = JobIn(v1::JOB_STATE_RUNNING);
   v1::Artifact& dataset = *job.add_artifacts();
@@ -403,7 +521,7 @@ TEST_F(CommandsTest, DescribeSaysWhyAJobDoesNotRun) {
   server_.service.job.set_queue_position(2);
   const Result result = client_.Run({"describe", "job-1"});
   EXPECT_THAT(result.out, AllOf(HasSubstr("QUEUED: GANG_DOES_NOT_FIT: needs 4 slots, 3 free"),
-                                HasSubstr("position 2 in queue default"), Not(HasSubstr("\x1b"))));
+                                HasSubstr("position 2 of all that wait"), Not(HasSubstr("\x1b"))));
   const json job = ItemsOf(client_.Run({"describe", "job-1", "-o", "json"}))[0];
   EXPECT_EQ(job["reason"], "GANG_DOES_NOT_FIT");
   EXPECT_EQ(job["progress"], nullptr);
@@ -475,6 +593,8 @@ TEST_F(CommandsTest, WorkersAndCheckpointsAreTables) {
   EXPECT_THAT(client_.Run({"checkpoints", "job-1"}).out,
               ::testing::ContainsRegex("step-00000200.attempt-3 +200 +0 +3.0 MiB"));
   EXPECT_EQ(client_.Run({"cancel", "job-1"}).out, "job-1 is CANCELLING\n");
+  EXPECT_EQ(client_.Run({"delete", "job-1"}).out, "job-1 is deleted; its files stay\n");
+  EXPECT_EQ(server_.service.deleted, std::vector<std::string>{"job-1"});
 }
 
 TEST_F(CommandsTest, DownloadResumesChecksAndStaysInItsFolder) {
@@ -521,8 +641,9 @@ TEST_F(CommandsTest, CompletionKnowsEveryCommand) {
     const Result result = client_.Run({"completion", shell});
     EXPECT_EQ(result.exit_code, kExitSucceeded);
     for (const char* command :
-         {"submit", "plan", "list", "describe", "watch", "logs", "cancel", "pause", "resume", "checkpoints", "export",
-          "download", "workers", "drain", "undrain", "dev", "version", "completion"}) {
+         {"submit",  "plan",        "list",    "describe", "watch",   "logs",      "cancel",    "delete", "pause",
+          "resume",  "checkpoints", "export",  "download", "queues",  "update",    "slots-max", "move",
+          "workers", "drain",       "undrain", "dev",      "version", "completion"}) {
       EXPECT_THAT(result.out, HasSubstr(command)) << shell;
     }
   }

@@ -96,10 +96,42 @@ class FakeService final : public v1::TrainingService::Service {
     *response = plan;
     return plan_status;
   }
+  grpc::Status DeleteJob(grpc::ServerContext*, const v1::DeleteJobRequest* request, v1::DeleteJobResponse*) override {
+    const Visit visit;
+    deleted.push_back(request->job_id());
+    return grpc::Status::OK;
+  }
   grpc::Status CancelJob(grpc::ServerContext*, const v1::CancelJobRequest*, v1::CancelJobResponse* response) override {
     const Visit visit;
     *response->mutable_job() = job;
     response->mutable_job()->set_state(v1::JOB_STATE_CANCELLING);
+    return grpc::Status::OK;
+  }
+  grpc::Status UpdateJob(grpc::ServerContext*, const v1::UpdateJobRequest* request,
+                         v1::UpdateJobResponse* response) override {
+    const Visit visit;
+    updates.push_back(*request);
+    *response->mutable_job() = job;
+    return grpc::Status::OK;
+  }
+  grpc::Status ListQueues(grpc::ServerContext*, const v1::ListQueuesRequest*,
+                          v1::ListQueuesResponse* response) override {
+    const Visit visit;
+    *response = queues;
+    return grpc::Status::OK;
+  }
+  grpc::Status UpdateQueue(grpc::ServerContext*, const v1::UpdateQueueRequest* request,
+                           v1::UpdateQueueResponse* response) override {
+    const Visit visit;
+    queue_updates.push_back(*request);
+    *response->mutable_queue() = request->queue();
+    return grpc::Status::OK;
+  }
+  grpc::Status DrainWorker(grpc::ServerContext*, const v1::DrainWorkerRequest* request,
+                           v1::DrainWorkerResponse* response) override {
+    const Visit visit;
+    drains.push_back(*request);
+    response->mutable_worker()->set_worker_id(request->worker_id());
     return grpc::Status::OK;
   }
   grpc::Status ListFiles(grpc::ServerContext*, const v1::ListFilesRequest* request,
@@ -125,12 +157,17 @@ class FakeService final : public v1::TrainingService::Service {
   std::vector<v1::WatchJobRequest> watched;
   std::vector<WatchScript> watch_scripts;
   std::string log;
+  std::vector<v1::UpdateJobRequest> updates;
+  v1::ListQueuesResponse queues;
+  std::vector<v1::UpdateQueueRequest> queue_updates;
+  std::vector<v1::DrainWorkerRequest> drains;
   v1::ListWorkersResponse workers;
   v1::ListCheckpointsResponse checkpoints;
   v1::PlanJobResponse plan;
   grpc::Status plan_status;
   std::vector<v1::PlanJobRequest> planned;
   std::map<std::string, v1::ListFilesResponse> folders;
+  std::vector<std::string> deleted;
   std::vector<v1::DownloadFileRequest> downloads;
   std::function<grpc::Status(const v1::DownloadFileRequest&, grpc::ServerWriter<v1::DownloadFileResponse>*)>
       download_script;

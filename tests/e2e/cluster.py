@@ -4,10 +4,12 @@ Every process gets port 0, its own folder and its own process group; leaving the
 polling a condition up to a deadline: nothing here depends on how long something takes.
 """
 
+import contextlib
 import json
 import os
 import pathlib
 import signal
+import sqlite3
 import subprocess
 import time
 
@@ -66,6 +68,8 @@ class Cluster:
     SERVER_TIMERS = ["--lease-seconds", "4", "--slot-reuse-seconds", "6", "--restart-grace-seconds", "15",
                      "--kill-grace-seconds", "2", "--retry-backoff-seconds", "0.2"]
 
+    WORKER_KILL_GRACE_SECONDS = "2"
+
     def __init__(self, bin_folder, folder, workers=2, slots=1, trainer="longspan-trainer", machines=None,
                  server_flags=(), worker_flags=(), client_flags=()):
         """`machines` places worker i on a host of its own: {"worker-0": (command prefix, its address, the coordinator's
@@ -97,12 +101,12 @@ class Cluster:
 
     # ---- processes ----
 
-    def start_server(self):
+    def start_server(self, program=None):
         """The first start takes any free ports; a restart takes the same ones, as a real one would."""
         port_file = self.folder / "server.ports.json"
         port_file.unlink(missing_ok=True)
         self.server = Process("server", [
-            self.bin / "longspan-server", "--data-dir", self.folder / "server", "--storage", self.storage,
+            program or self.bin / "longspan-server", "--data-dir", self.folder / "server", "--storage", self.storage,
             "--listen", f"{'0.0.0.0' if self.machines else '127.0.0.1'}:{self.grpc_port}", "--http-listen", f"127.0.0.1:{self.http_port}",
             "--port-file", port_file, *self.SERVER_TIMERS, *(["--insecure"] if self.machines else []),
             *self.server_flags], self.folder / "server.log")
@@ -117,13 +121,17 @@ class Cluster:
         if name in self.machines:
             prefix, address, server = self.machines[name]
         self.workers[name] = Process(name, [
-            *prefix, self.bin / "longspan-worker", "--server", f"{server}:{self.grpc_port}", "--storage", self.storage,
+            *prefix, self.bin / "longspan-worker", "--server", self.server_address(name, server), "--storage", self.storage,
             "--state-dir", self.folder / name, "--name", name, "--slots", self.slots,
             "--trainer", self.bin / self.trainer, "--advertise-address", address, *(["--insecure"] if prefix else []),
-            "--http-listen", f"{address}:0", "--port-file", port_file, "--kill-grace-seconds", "2",
+            "--http-listen", f"{address}:0", "--port-file", port_file, "--kill-grace-seconds", self.WORKER_KILL_GRACE_SECONDS,
             *(self.worker_flags if flags is None else flags)],
             self.folder / f"{name}.log")
         self._ports(self.workers[name], port_file)
+
+    def server_address(self, caller, host="127.0.0.1"):
+        """Where a worker, or the "client", reaches the coordinator."""
+        return f"{host}:{self.grpc_port}"
 
     def _ports(self, process, port_file):
         def read():
@@ -134,6 +142,10 @@ class Cluster:
 
     def trainer_pids(self):
         """Pids of trainer processes below this cluster's workers, by rank."""
+        return {rank: pid for (_, _, rank), pid in self.rank_processes().items()}
+
+    def rank_processes(self):
+        """The same by (job, attempt, rank); a process that has ended and waits for its daemon is none."""
         found = {}
         for entry in pathlib.Path("/proc").iterdir():
             if not entry.name.isdigit():
@@ -143,7 +155,8 @@ class Cluster:
             except OSError:
                 continue
             if words[0].endswith(self.trainer) and any(str(self.storage) in word for word in words) and "--rank" in words:
-                found[int(words[words.index("--rank") + 1])] = int(entry.name)
+                job, attempt, rank = (words[words.index(flag) + 1] for flag in ("--job", "--attempt", "--rank"))
+                found[job, int(attempt), int(rank)] = int(entry.name)
         return found
 
     # ---- the client ----
@@ -153,7 +166,7 @@ class Cluster:
         flags = self.client_flags if flags is None else flags
         result = subprocess.run(
             [str(self.bin / "longspan"), *map(str, [*flags, *arguments])], capture_output=True, text=True, timeout=seconds,
-            stdin=subprocess.DEVNULL, env={**os.environ, "LONGSPAN_ADDRESS": f"127.0.0.1:{self.grpc_port}"})
+            stdin=subprocess.DEVNULL, env={**os.environ, "LONGSPAN_ADDRESS": self.server_address("client")})
         if check and result.returncode != 0:
             raise AssertionError(f"longspan {' '.join(map(str, arguments))} exited {result.returncode}:\n"
                                  f"{result.stdout}{result.stderr}")
@@ -170,6 +183,12 @@ class Cluster:
 
     def job(self, job_id):
         return self.items("describe", job_id)[0]
+
+    def events(self, job_id):
+        """(reason, message) of everything that happened to a job, oldest first; as stored."""
+        path = self.folder / "server" / "longspan.db"
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            return database.execute("SELECT reason, message FROM events WHERE job_id = ? ORDER BY sequence", (job_id,)).fetchall()
 
     def wait_for_state(self, job_id, *states):
         def reached():

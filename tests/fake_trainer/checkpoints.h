@@ -4,6 +4,9 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <vector>
+
+#include "tests/fake_trainer/history.h"
 
 namespace longspan::fake_trainer {
 
@@ -14,12 +17,18 @@ struct SavedCheckpoint {
 };
 
 // Writes checkpoints/<name>/ below the job's folder, durable when this returns.
-SavedCheckpoint SaveCheckpoint(const std::filesystem::path& work, const std::string& job, int64_t attempt, int64_t step,
-                               double loss);
+SavedCheckpoint SaveCheckpoint(const std::filesystem::path& work, const std::string& job, int64_t attempt,
+                               const History& history);
 
-// Step of a checkpoint after checking its manifest's hash and every file's; throws std::runtime_error on any
-// disagreement.
-int64_t LoadCheckpoint(const std::filesystem::path& work, const std::string& name, const std::string& manifest_sha256);
+// Its history, after checking its manifest's hash (when one is given) and every file's; throws std::runtime_error on
+// any disagreement.
+History LoadCheckpoint(const std::filesystem::path& work, const std::string& name, const std::string& manifest_sha256);
+
+// Names of the folders below checkpoints/, newest first; not verified.
+std::vector<std::string> ListCheckpoints(const std::filesystem::path& work);
+
+// What earlier attempts were writing when they died.
+void DeletePartial(const std::filesystem::path& work);
 
 // Deletes all but the newest `keep_last` checkpoints up to the recorded one.
 void DeleteOlder(const std::filesystem::path& work, const std::string& recorded, int64_t keep_last);

@@ -12,15 +12,18 @@
 #include <functional>
 #include <iostream>
 #include <memory>
+#include <sstream>
 
 #include "proto/trainer_lines/trainer_lines.h"
 #include "tests/test_paths.h"
+#include "worker/storage/storage.h"
 
 namespace longspan {
 namespace {
 
 namespace fs = std::filesystem;
 using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 
 // One rank as a daemon would start it.
 class RankProcess {
@@ -177,6 +180,78 @@ TEST_F(FakeTrainerTest, AStopToOneRankStopsAllAndTheNextAttemptResumes) {
   auto first = Start(0, resume), second = Start(1, resume);
   Meet(*first, *second);
   EXPECT_EQ(first->ReceiveA<lines::Progress>().value().step, last.step + 1);
+}
+
+// The losses that a run of one rank tells, from its first step on.
+std::vector<double> LossesOf(RankProcess& rank) {
+  std::vector<double> losses;
+  while (auto progress = rank.ReceiveA<lines::Progress>()) losses.push_back(progress->values.at("loss"));
+  return losses;
+}
+
+TEST_F(FakeTrainerTest, TheLossDependsOnEveryStepBefore) {
+  WriteSpec(R"("fake.steps": 12, "fake.step_ms": 0)");
+  const std::vector<double> whole = LossesOf(*Start(0, {"--world-size", "1"}));
+  ASSERT_EQ(whole.size(), 12u);
+  const std::string checkpoint = "step-00000008.attempt-1";
+  const auto after = [&](int attempt) {
+    return LossesOf(
+        *Start(0, {"--world-size", "1", "--attempt", std::to_string(attempt), "--resume-from", checkpoint}));
+  };
+  EXPECT_EQ(after(2), std::vector(whole.begin() + 8, whole.end()));
+  // A checkpoint that claims another step than was done: every later loss differs.
+  const fs::path folder = folder_ / "work/checkpoints" / checkpoint;
+  const auto replace = [](const fs::path& path, const std::string& from, const std::string& to) {
+    std::stringstream text;
+    text << std::ifstream(path).rdbuf();
+    std::string changed = text.str();
+    ASSERT_NE(changed.find(from), std::string::npos) << changed;
+    std::ofstream(path) << changed.replace(changed.find(from), from.size(), to);
+  };
+  const std::string before = storage::Sha256HexOfFile(folder / "trainer_state.json");
+  replace(folder / "trainer_state.json", "\"step\":8", "\"step\":7");
+  replace(folder / "MANIFEST.json", before, storage::Sha256HexOfFile(folder / "trainer_state.json"));
+  const std::vector<double> wrong = after(3);
+  ASSERT_EQ(wrong.size(), 5u);
+  for (size_t i = 0; i < 4; ++i) EXPECT_NE(wrong[i + 1], whole[8 + i]);
+}
+
+TEST_F(FakeTrainerTest, ADamagedCheckpointIsPassedOverForTheOneBefore) {
+  WriteSpec(R"("fake.steps": 12, "fake.step_ms": 0)");
+  const std::vector<double> whole = LossesOf(*Start(0, {"--world-size", "1"}));
+  std::ofstream(folder_ / "work/checkpoints/step-00000008.attempt-1/trainer_state.json", std::ios::app) << "x";
+  auto first = Start(0, {"--attempt", "2", "--resume-from", "step-00000008.attempt-1"});
+  auto second = Start(1, {"--attempt", "2", "--resume-from", "step-00000008.attempt-1"});
+  fs::remove_all(folder_ / "work/checkpoints/step-00000012.attempt-1");
+  Meet(*first, *second);
+  EXPECT_THAT(first->ReceiveA<lines::Warning>().value().message,
+              HasSubstr("goes on from step-00000004.attempt-1 at step 4"));
+  EXPECT_EQ(LossesOf(*first), std::vector(whole.begin() + 4, whole.end()));
+  EXPECT_EQ(second->Wait(), lines::kExitDone);
+}
+
+TEST_F(FakeTrainerTest, ARankOfAnotherAttemptIsTurnedAway) {
+  WriteSpec(R"("fake.steps": 2, "fake.step_ms": 0)");
+  auto first = Start(0, {"--attempt", "2"}), stray = Start(1), second = Start(1, {"--attempt", "2"});
+  const lines::Rendezvous address{first->ReceiveA<lines::Rendezvous>().value().address};
+  stray->Send(address);
+  EXPECT_EQ(stray->Wait(), lines::kExitInfrastructure);
+  second->Send(address);
+  EXPECT_EQ(first->Wait(), lines::kExitDone);
+  EXPECT_EQ(second->Wait(), lines::kExitDone);
+}
+
+TEST_F(FakeTrainerTest, PhasesWithoutStepsStopOnRequest) {
+  WriteSpec(R"("fake.steps": 2, "fake.step_ms": 0, "fake.prepare_ms": 600000, "fake.evaluate_ms": 600000)");
+  auto prepare = Start(0, {}, "prepare");
+  ASSERT_TRUE(prepare->ReceiveA<lines::Phase>());
+  prepare->Send(lines::Stop{true, "test"});
+  EXPECT_EQ(prepare->Wait(), lines::kExitStopped);
+  auto run = Start(0, {"--world-size", "1"});
+  ASSERT_EQ(run->ReceiveA<lines::Phase>().value().phase, "train");
+  ASSERT_EQ(run->ReceiveA<lines::Phase>().value().phase, "evaluate");
+  run->Send(lines::Stop{true, "test"});
+  EXPECT_EQ(run->Wait(), lines::kExitStopped);
 }
 
 TEST_F(FakeTrainerTest, AWrongManifestIsRefused) {

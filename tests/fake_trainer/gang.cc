@@ -14,6 +14,8 @@ namespace longspan::fake_trainer {
 namespace {
 
 constexpr int kPollMs = 50;
+constexpr uint64_t kTextBytesMax = 4096;
+constexpr uint64_t kDisagree = 1ull << 63;  // a flag of rank 0's answer
 
 std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> Resolve(const std::string& host, const std::string& port) {
   addrinfo hints{};
@@ -54,7 +56,16 @@ void Gang::AcceptAll(int64_t world_size) {
     WaitReadable(listener_);
     const int peer = ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC);
     if (peer < 0) throw PeerLost(std::string("cannot accept: ") + std::strerror(errno));
-    peers_.push_back(peer);
+    int64_t attempt = 0;
+    try {
+      Receive(peer, &attempt, sizeof attempt);
+    } catch (const PeerLost&) {  // before it said a word: whoever it was, its daemon tells
+    }
+    if (attempt == attempt_) {
+      peers_.push_back(peer);
+    } else {
+      ::close(peer);
+    }
   }
 }
 
@@ -68,15 +79,41 @@ void Gang::Join(const std::string& address) {
   if (::connect(peer, resolved->ai_addr, resolved->ai_addrlen) != 0) {
     throw PeerLost("cannot connect to rank 0 at " + address + ": " + std::strerror(errno));
   }
+  Send(peer, &attempt_, sizeof attempt_);
 }
 
-uint8_t Gang::Agree(uint8_t flags) {
-  if (!is_first_) {
-    Send(peers_.front(), flags);
-    return Receive(peers_.front());
+std::string Gang::Share(const std::string& text) {
+  uint64_t size = text.size();
+  if (is_first_) {
+    for (int peer : peers_) {
+      Send(peer, &size, sizeof size);
+      Send(peer, text.data(), size);
+    }
+    return text;
   }
-  for (int peer : peers_) flags |= Receive(peer);
-  for (int peer : peers_) Send(peer, flags);
+  Receive(peers_.front(), &size, sizeof size);
+  if (size > kTextBytesMax) throw PeerLost("rank 0 says " + std::to_string(size) + " bytes");
+  std::string heard(size, '\0');
+  Receive(peers_.front(), heard.data(), size);
+  return heard;
+}
+
+uint64_t Gang::Agree(const Word& word) {
+  uint64_t flags = word.flags;
+  if (is_first_) {
+    for (int peer : peers_) {
+      Word other;
+      Receive(peer, &other, sizeof other);
+      flags |= other.flags;
+      if (other.step != word.step || other.digest != word.digest) flags |= kDisagree;
+    }
+    for (int peer : peers_) Send(peer, &flags, sizeof flags);
+  } else {
+    Send(peers_.front(), &word, sizeof word);
+    Receive(peers_.front(), &flags, sizeof flags);
+  }
+  if ((flags & kDisagree) != 0)
+    throw RanksDisagree("the ranks have not done the same steps; this one is at step " + std::to_string(word.step));
   return flags;
 }
 
@@ -88,15 +125,19 @@ void Gang::WaitReadable(int descriptor) {
   }
 }
 
-uint8_t Gang::Receive(int descriptor) {
-  WaitReadable(descriptor);
-  uint8_t flags = 0;
-  if (::recv(descriptor, &flags, 1, 0) != 1) throw PeerLost("a peer closed its connection");
-  return flags;
+void Gang::Receive(int descriptor, void* bytes, size_t size) {
+  for (size_t done = 0; done < size;) {
+    WaitReadable(descriptor);
+    const ssize_t got = ::recv(descriptor, static_cast<char*>(bytes) + done, size - done, 0);
+    if (got <= 0) throw PeerLost("a peer closed its connection");
+    done += static_cast<size_t>(got);
+  }
 }
 
-void Gang::Send(int descriptor, uint8_t flags) {
-  if (::send(descriptor, &flags, 1, MSG_NOSIGNAL) != 1) throw PeerLost("a peer closed its connection");
+// What is sent is far smaller than the buffer of a connection: it never waits.
+void Gang::Send(int descriptor, const void* bytes, size_t size) {
+  if (::send(descriptor, bytes, size, MSG_NOSIGNAL) != static_cast<ssize_t>(size))
+    throw PeerLost("a peer closed its connection");
 }
 
 }  // namespace longspan::fake_trainer

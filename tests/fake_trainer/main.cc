@@ -18,6 +18,7 @@
 #include "proto/trainer_lines/trainer_lines.h"
 #include "tests/fake_trainer/checkpoints.h"
 #include "tests/fake_trainer/gang.h"
+#include "tests/fake_trainer/history.h"
 #include "worker/storage/storage.h"
 
 namespace longspan::fake_trainer {
@@ -26,7 +27,7 @@ namespace {
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
-constexpr uint8_t kStop = 1, kCheckpointNow = 2, kStopWithoutCheckpoint = 4;
+constexpr uint64_t kStop = 1, kCheckpointNow = 2, kStopWithoutCheckpoint = 4;
 
 struct CommandLine {
   std::string command, spec, work, job = "job", resume_from, manifest_sha256, advertise_address = "127.0.0.1", store,
@@ -81,10 +82,8 @@ jobfile::JobSpec ReadSpec(const std::string& path) {
   return *parsed.spec;
 }
 
-// The loss of a step: falls, wiggles, and is the same in every attempt and on every machine.
-double LossAt(int64_t step) {
-  return 1.5 + 2.5 / (1.0 + static_cast<double>(step) / 20.0) + static_cast<double>(step % 7) / 128.0;
-}
+// Thrown out of a phase without steps that was asked to stop; what it has published stays.
+struct StopRequested {};
 
 std::string FailureClassOf(int exit_code) {
   switch (exit_code) {
@@ -100,17 +99,46 @@ std::string FailureClassOf(int exit_code) {
   }
 }
 
+// Room for a line in a pipe, whose writers are promised PIPE_BUF bytes then.
+bool IsWritable(int descriptor, int timeout_ms) {
+  pollfd out{descriptor, POLLOUT, 0};
+  return ::poll(&out, 1, timeout_ms) > 0;
+}
+
 class Trainer {
  public:
   Trainer(const CommandLine& line, const jobfile::JobSpec& spec)
-      : line_(line), spec_(spec), gang_([this] { ReadLines(); }) {}
+      : line_(line), spec_(spec), gang_(line.attempt, [this] { ReadLines(); }) {}
 
   int Run() {
-    Write(lines::Hello{.pid = ::getpid(), .rank = line_.rank, .version = "fake"});
     if (line_.lines_in_fd >= 0) ::fcntl(static_cast<int>(line_.lines_in_fd), F_SETFL, O_NONBLOCK);
+    Pause(Knob("fake.start_ms"));
+    Write(lines::Hello{.pid = ::getpid(), .rank = line_.rank, .version = "fake"});
     if (Knob("fake.ignore_stop") != 0) std::signal(SIGTERM, SIG_IGN);
     Log(fmt::format("{} of {}, attempt {}, rank {} of {}", line_.command, line_.job, line_.attempt, line_.rank,
                     line_.world_size));
+    try {
+      return RunPhases();
+    } catch (const StopRequested&) {
+      return Finish(true);
+    }
+  }
+
+  void Write(const lines::FromTrainer& message) {
+    if (line_.lines_out_fd < 0) return;
+    const std::string text = lines::Encode(message);
+    // As the real trainer: a daemon that does not read holds nobody up, and least of all beyond the lease.
+    const bool may_drop = std::holds_alternative<lines::Progress>(message) ||
+                          std::holds_alternative<lines::Reached>(message) ||
+                          std::holds_alternative<lines::Failed>(message);
+    if (may_drop && !IsWritable(static_cast<int>(line_.lines_out_fd), 0)) return;
+    while (!IsWritable(static_cast<int>(line_.lines_out_fd), 50)) ReadLines();
+    if (::write(static_cast<int>(line_.lines_out_fd), text.data(), text.size()) < 0)
+      throw Failure{lines::kExitInfrastructure, "the daemon is gone"};
+  }
+
+ private:
+  int RunPhases() {
     if (line_.command == "prepare") return Prepare();
     if (line_.command == "run" || line_.command == "train") {
       MeetOthers();
@@ -121,14 +149,6 @@ class Trainer {
     return Finish(false);
   }
 
-  void Write(const lines::FromTrainer& message) {
-    if (line_.lines_out_fd < 0) return;
-    const std::string text = lines::Encode(message);
-    if (::write(static_cast<int>(line_.lines_out_fd), text.data(), text.size()) < 0)
-      throw Failure{lines::kExitInfrastructure, "the daemon is gone"};
-  }
-
- private:
   // A number among the labels; 0 when it is not there.
   int64_t Knob(const std::string& name, int64_t otherwise = 0) const {
     const auto found = spec_.labels.find(name);
@@ -137,9 +157,10 @@ class Trainer {
     return std::strtoll(found->second.c_str(), nullptr, 10);
   }
 
-  void Log(const std::string& text) const {
-    std::printf("rank %lld: %s\n", static_cast<long long>(line_.rank), text.c_str());
-    std::fflush(stdout);
+  void Log(const std::string& text) {
+    const std::string whole = fmt::format("rank {}: {}\n", line_.rank, text);
+    while (!IsWritable(STDOUT_FILENO, 50)) ReadLines();
+    (void)!::write(STDOUT_FILENO, whole.data(), whole.size());
   }
 
   // ---- what the daemon says ----
@@ -166,8 +187,8 @@ class Trainer {
   }
   void Take(const lines::CheckpointNow&) { flags_ |= kCheckpointNow; }
   void Take(const lines::Lease& message) {
-    lease_end_ = Clock::now() +
-                 std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(message.remaining_seconds));
+    lease_end_ = Clock::now() + std::chrono::duration_cast<Clock::duration>(
+                                    std::chrono::duration<double>(lines::RemainingSeconds(message)));
   }
   void Take(const lines::CheckpointRecorded& message) {
     if (line_.rank == 0) DeleteOlder(line_.work, message.name, spec_.checkpoint.keep_last);
@@ -184,12 +205,21 @@ class Trainer {
     }
   }
   void Pause(int64_t milliseconds) { WaitUntil(Clock::now() + std::chrono::milliseconds(milliseconds)); }
+  // The same in a phase that nothing needs to be saved of.
+  void PauseOrStop(int64_t milliseconds) {
+    const auto end = Clock::now() + std::chrono::milliseconds(milliseconds);
+    do {
+      Pause(std::min<int64_t>(
+          20, std::max<int64_t>(0, std::chrono::ceil<std::chrono::milliseconds>(end - Clock::now()).count())));
+      if ((flags_ & kStop) != 0) throw StopRequested{};
+    } while (Clock::now() < end);
+  }
 
   // ---- phases ----
 
   int Prepare() {
     Write(lines::Phase{"prepare"});
-    Pause(Knob("fake.prepare_ms"));
+    PauseOrStop(Knob("fake.prepare_ms"));
     fs::create_directories(line_.work);
     storage::WriteFileAtomically(fs::path(line_.work) / "dataset.json", "{\"tokens\": 0}\n");
     Write(lines::Progress{"prepare", 1, 1, {}});
@@ -203,47 +233,90 @@ class Trainer {
       gang_.AcceptAll(line_.world_size);
       return;
     }
-    rendezvous_ = line_.store;
+    if (!line_.store.empty()) rendezvous_ = line_.store;
     while (rendezvous_.empty()) Pause(50);
     gang_.Join(rendezvous_);
+  }
+
+  // Rank 0 looks, the others take its word.
+  std::string ChooseCheckpoint() {
+    if (line_.rank != 0) return gang_.Share("");
+    fs::create_directories(line_.work);
+    DeletePartial(line_.work);
+    for (const char* folder : {".", "adapter", "merged"}) storage::RemoveTemporaries(fs::path(line_.work) / folder);
+    std::string name = line_.resume_from;
+    if (!name.empty()) {
+      try {
+        LoadCheckpoint(line_.work, name, line_.manifest_sha256);
+      } catch (const std::exception& error) {
+        name = NewestWholeBut(name, error.what());
+      }
+    }
+    return gang_.Share(name);
+  }
+
+  // The newest whole checkpoint beside a damaged one; there must be one.
+  std::string NewestWholeBut(const std::string& damaged, const std::string& why) {
+    for (const std::string& name : ListCheckpoints(line_.work)) {
+      if (name == damaged) continue;
+      try {
+        const int64_t step = LoadCheckpoint(line_.work, name, "").step();
+        Write(lines::Warning{fmt::format("{}; goes on from {} at step {}", why, name, step)});
+        return name;
+      } catch (const std::exception&) {  // damaged, too
+      }
+    }
+    throw Failure{lines::kExitInfrastructure, why + ", and no other checkpoint is whole"};
   }
 
   // False when it stopped on request.
   bool Train() {
     const int64_t steps = Knob("fake.steps", spec_.training.steps);
-    int64_t step = line_.resume_from.empty() ? 0 : LoadCheckpoint(line_.work, line_.resume_from, line_.manifest_sha256);
-    saved_step_ = step;
-    Log(line_.resume_from.empty() ? "starts" : fmt::format("resumes from {} at step {}", line_.resume_from, step));
+    const std::string name = ChooseCheckpoint();
+    if (!name.empty()) history_ = LoadCheckpoint(line_.work, name, "");
+    saved_step_ = history_.step();
+    Log(name.empty() ? "starts" : fmt::format("resumes from {} at step {}", name, history_.step()));
+    if (line_.rank == 0) progress_.emplace(line_.work, history_.step());
     Write(lines::Phase{"train"});
     for (int64_t i = line_.rank == 0 ? Knob("fake.garbage_lines") : 0; i > 0; --i) WriteGarbage(i);
-    while (step < steps) {
+    while (history_.step() < steps) {
+      const int64_t step = history_.step();
+      if (step > saved_step_) Write(lines::Reached{step});
       // Taken first: what the daemon says while the others are heard counts for the next step.
-      const uint8_t agreed = gang_.Agree(std::exchange(flags_, 0));
+      const uint64_t agreed = gang_.Agree({step, history_.digest(), std::exchange(flags_, 0)});
       const bool stop = (agreed & kStop) != 0;
       const bool due = step > 0 && step != saved_step_ && spec_.checkpoint.every_steps > 0 &&
                        step % spec_.checkpoint.every_steps == 0;
-      if (due || (agreed & kCheckpointNow) != 0 || (stop && (agreed & kStopWithoutCheckpoint) == 0)) Save(step);
+      if (due || (agreed & kCheckpointNow) != 0 || (stop && (agreed & kStopWithoutCheckpoint) == 0)) Save();
       if (stop) return false;
-      Step(++step, steps);
+      Step(steps);
     }
-    Save(steps);
+    Write(lines::Reached{steps});
+    // The last steps of all ranks are done before the checkpoint says so.
+    flags_ |= gang_.Agree({history_.step(), history_.digest(), std::exchange(flags_, 0)}) & kStop;
+    if (saved_step_ != steps) Save();
     return true;
   }
 
-  void Step(int64_t step, int64_t steps) {
-    const bool chosen = line_.rank == Knob("fake.fail_rank");
-    if (chosen && step == Knob("fake.hang_at_step") && (Knob("fake.fail_once") == 0 || line_.attempt == 1)) Hang();
-    if (chosen && step == Knob("fake.fail_at_step") && (Knob("fake.fail_once") == 0 || line_.attempt == 1)) Fail(step);
+  void Step(int64_t steps) {
+    const int64_t step = history_.step() + 1;
+    const int64_t attempt = Knob("fake.fail_attempt");
+    const bool chosen = line_.rank == Knob("fake.fail_rank") && (attempt == 0 || attempt == line_.attempt);
+    if (chosen && step == Knob("fake.hang_at_step")) Hang();
+    if (chosen && step == Knob("fake.fail_at_step")) Fail(step);
     const auto begin = Clock::now();
     WaitUntil(begin + std::chrono::milliseconds(Knob("fake.step_ms", 5)));
     const double seconds = std::max(1e-6, std::chrono::duration<double>(Clock::now() - begin).count());
+    history_.DoNextStep();
+    AppendToStepsLog(line_.work, line_.attempt, line_.rank, step);
     const double tokens = static_cast<double>(spec_.training.global_batch * spec_.context_length);
-    Log(fmt::format("step {} of {}, loss {:.4f}", step, steps, LossAt(step)));
+    Log(fmt::format("step {} of {}, loss {:.4f}", step, steps, history_.Loss()));
     if (line_.rank != 0) return;
+    progress_->Add(history_, line_.attempt);
     Write(lines::Progress{"train",
                           step,
                           steps,
-                          {{"loss", LossAt(step)},
+                          {{"loss", history_.Loss()},
                            {"grad_norm", 1.0 / static_cast<double>(step)},
                            {"learning_rate", spec_.training.learning_rate},
                            {"tokens_total", tokens * static_cast<double>(step)},
@@ -277,13 +350,14 @@ class Trainer {
     }
   }
 
-  void Save(int64_t step) {
+  void Save() {
+    const int64_t step = history_.step();
     saved_step_ = step;
     if (line_.rank != 0) return;
     const auto begin = Clock::now();
-    Write(lines::Expect{"checkpoint", 60});
+    Write(lines::Expect{"checkpoint", static_cast<double>(Knob("fake.expect_seconds", 60))});
     Pause(Knob("fake.slow_checkpoint_ms"));
-    const SavedCheckpoint saved = SaveCheckpoint(line_.work, line_.job, line_.attempt, step, LossAt(step));
+    const SavedCheckpoint saved = SaveCheckpoint(line_.work, line_.job, line_.attempt, history_);
     const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     Write(lines::Checkpoint{saved.name, step, saved.manifest_sha256, saved.size_bytes, seconds});
   }
@@ -294,6 +368,7 @@ class Trainer {
     for (const int64_t length : {spec_.context_length / 2, spec_.context_length}) {
       double loss = length == spec_.context_length ? 4.0 : 2.0;
       for (const char* model : {"base", "rescaled", "extended"}) {
+        PauseOrStop(Knob("fake.evaluate_ms"));
         Write(lines::Evaluation{model, length, "windows", std::exp(loss), loss, 4096,
                                 std::string_view(model) == "extended" ? steps : 0});
         loss = 0.5 * (loss + 1.5);
@@ -305,6 +380,7 @@ class Trainer {
     Write(lines::Phase{"export"});
     for (const char* kind : {"adapter", "merged"}) {
       if (kind == std::string_view("adapter") ? !spec_.output.adapter : !spec_.output.merged) continue;
+      PauseOrStop(Knob("fake.export_ms"));
       const fs::path folder = fs::path(line_.work) / kind;
       fs::create_directories(folder);
       storage::WriteFileAtomically(folder / "config.json", "{}\n");
@@ -322,7 +398,9 @@ class Trainer {
   const jobfile::JobSpec& spec_;
   lines::LineBuffer incoming_;
   Gang gang_;
-  uint8_t flags_ = 0;
+  uint64_t flags_ = 0;
+  History history_;
+  std::optional<ProgressFile> progress_;  // of rank 0
   int64_t saved_step_ = 0;
   std::string rendezvous_;
   std::optional<Clock::time_point> lease_end_;
@@ -336,7 +414,7 @@ int Main(int argc, char** argv) {
     const jobfile::JobSpec spec = ReadSpec(line.spec);
     Trainer trainer(line, spec);
     const auto report = [&trainer](int exit_code, const std::string& message) {
-      std::fprintf(stderr, "%s\n", message.c_str());
+      if (IsWritable(STDERR_FILENO, 0)) std::fprintf(stderr, "%s\n", message.c_str());
       try {
         trainer.Write(lines::Failed{FailureClassOf(exit_code), message});
       } catch (const Failure&) {  // nobody is there to hear it
@@ -347,6 +425,8 @@ int Main(int argc, char** argv) {
       return trainer.Run();
     } catch (const Failure& failure) {
       return report(failure.exit_code, failure.message);
+    } catch (const RanksDisagree& error) {
+      return report(lines::kExitInternal, error.what());
     } catch (const PeerLost& error) {
       return report(lines::kExitInfrastructure, error.what());
     } catch (const storage::StorageError& error) {

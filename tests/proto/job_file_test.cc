@@ -18,6 +18,7 @@ using nlohmann::json;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Pair;
 
 constexpr char kSmallest[] =
     R"({"name": "a", "model": {"path": "/m"}, "data": {"sources": ["/d.txt"]}, "context_length": 1024})";
@@ -197,6 +198,11 @@ TEST(JobFile, RangesHold) {
                                                    {"/training/seed", 0, -1},
                                                    {"/checkpoint/keep_last", 1, 0},
                                                    {"/resources/slots", 1, 0},
+                                                   {"/resources/slots_min", 1, 0},
+                                                   {"/resources/memory_bytes_min", "40GiB", "40 GB"},
+                                                   {"/resources/memory_bytes_min", 1, 0},
+                                                   {"/resources/require", {{"gpu", "H200"}}, {{"gpu", ""}}},
+                                                   {"/resources/require", {{"rack", 7}}, {{"-rack", "7"}}},
                                                    {"/memory/keep", "gate_up", "everything"},
                                                    {"/memory/checkpoint_every", 1, 0},
                                                    {"/memory/host_layers", 0, -1},
@@ -252,6 +258,62 @@ TEST(JobFile, RanksThatShareSequencesNeedSequencesThatDivide) {
   EXPECT_THAT(MistakesOfShared({{"data", {{"packing", true}}}}), ElementsAre(HasSubstr("data.packing: does not go")));
   EXPECT_THAT(MistakesOfShared({{"data", {{"format", "chat"}}}}),
               ElementsAre(HasSubstr("data.format: is chat, whose rows differ in length")));
+}
+
+// Of the smallest job with these resources.
+std::vector<std::string> MistakesOfResources(const json& resources) { return MistakesWith("/resources", resources); }
+
+TEST(JobFile, AnElasticJobMayHaveEverySizeBetweenThatKeepsTheRules) {
+  const auto sizes = [](const json& resources) {
+    json document = json::parse(kSmallest);
+    document["context_length"] = 64;
+    document["attention"]["group_size"] = 16;
+    document["resources"] = resources;
+    const Parsed parsed = ParseDocument(document, nullptr);
+    EXPECT_THAT(Texts(parsed.mistakes), IsEmpty());
+    return parsed.spec ? GangSizes(*parsed.spec) : std::vector<int64_t>();
+  };
+  EXPECT_THAT(sizes({{"slots", 4}}), ElementsAre(4));
+  EXPECT_THAT(sizes({{"slots", 4}, {"slots_min", 4}}), ElementsAre(4));
+  EXPECT_THAT(sizes({{"slots", 4}, {"slots_min", 1}}), ElementsAre(1, 2, 3, 4));
+  EXPECT_THAT(sizes({{"slots", 8}, {"slots_min", 4}, {"sequence_parallel", 2}}), ElementsAre(4, 6, 8));
+
+  EXPECT_THAT(MistakesOfResources({{"slots", 4}, {"slots_min", 5}}),
+              ElementsAre("resources.slots_min: is 5; must be at most resources.slots, 4"));
+  EXPECT_THAT(MistakesOfResources({{"slots", 4}, {"slots_min", 3}, {"sequence_parallel", 2}}),
+              ElementsAre("resources.slots_min: is 3; must be a multiple of resources.sequence_parallel, 2"));
+  json evaluation = json::parse(kSmallest);
+  evaluation["kind"] = "evaluate";
+  evaluation["resources"] = {{"slots", 2}, {"slots_min", 1}};
+  EXPECT_THAT(Texts(ParseDocument(evaluation, nullptr).mistakes),
+              ElementsAre(HasSubstr("resources.slots_min: does not go with kind evaluate")));
+}
+
+TEST(JobFile, AGangHasABoundedNumberOfSizes) {
+  json document = json::parse(kSmallest);
+  document["training"]["global_batch"] = 1000;
+  document["resources"] = {{"slots", 1000}, {"slots_min", 744}};
+  EXPECT_THAT(
+      Texts(ParseDocument(document, nullptr).mistakes),
+      ElementsAre("resources.slots_min: is 744, which leaves 257 sizes of the gang; at most 256 are allowed: give at "
+                  "least 745"));
+  document["resources"]["slots_min"] = 745;
+  const Parsed parsed = ParseDocument(document, nullptr);
+  ASSERT_TRUE(parsed.spec);
+  EXPECT_EQ(GangSizes(*parsed.spec).size(), static_cast<size_t>(kGangSizesMax));
+}
+
+TEST(JobFile, WhatASlotMustOfferIsReadAndWritten) {
+  json document = json::parse(kSmallest);
+  document["resources"] = {{"require", {{"gpu", "H200"}, {"rack", 7}}}, {"memory_bytes_min", "40GiB"}};
+  const Parsed parsed = ParseDocument(document, nullptr);
+  ASSERT_TRUE(parsed.spec);
+  EXPECT_THAT(parsed.spec->resources.require, ElementsAre(Pair("gpu", "H200"), Pair("rack", "7")));
+  EXPECT_EQ(parsed.spec->resources.memory_bytes_min, int64_t{40} << 30);
+  EXPECT_EQ(ToDocument(*parsed.spec)["resources"]["memory_bytes_min"], int64_t{40} << 30);
+  EXPECT_FALSE(ToDocument(*ParseText(kSmallest).spec)["resources"].contains("require"));
+  EXPECT_THAT(MistakesOfResources({{"require", {{"gpu", ""}}}}),
+              ElementsAre("resources.require: gpu is empty; must be the value that the worker's label has"));
 }
 
 TEST(JobFile, AJobThatDoesNotShareSequencesIsWrittenAsBefore) {

@@ -3,6 +3,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <time.h>
 
 #include <cmath>
 #include <fstream>
@@ -40,12 +41,31 @@ TEST(TrainerLines, WhatIsWrittenIsReadBack) {
   EXPECT_EQ(RoundTrip(Artifact{"dataset", "/d", "prompt | a\nanswer | b\n"}).excerpt, "prompt | a\nanswer | b\n");
   EXPECT_EQ(RoundTrip(Failed{"user", "line\n\"two\" \xe2\x82\xac"}).message, "line\n\"two\" \xe2\x82\xac");
   EXPECT_TRUE(RoundTrip(Done{true}).stopped);
+  EXPECT_EQ(RoundTrip(Reached{41}).step, 41);
   bool malformed = false;
   const auto stop = DecodeToTrainer(Encode(ToTrainer(Stop{false, "x"})), &malformed);
   EXPECT_FALSE(std::get<Stop>(stop.value()).checkpoint);
   EXPECT_TRUE(
       std::holds_alternative<CheckpointNow>(DecodeToTrainer(Encode(ToTrainer(CheckpointNow{})), &malformed).value()));
   EXPECT_EQ(std::get<Lease>(DecodeToTrainer(Encode(ToTrainer(Lease{1.5})), &malformed).value()).remaining_seconds, 1.5);
+}
+
+double BoottimeSeconds() {
+  timespec now = {};
+  clock_gettime(CLOCK_BOOTTIME, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+TEST(TrainerLines, ALeaseThatLayUnreadIsNotLonger) {
+  EXPECT_EQ(RemainingSeconds(Lease{4}), 4) << "of a daemon that tells only the duration";
+  bool malformed = true;
+  const auto late = DecodeToTrainer(Encode(ToTrainer(Lease{4, BoottimeSeconds() - 3})), &malformed);
+  EXPECT_FALSE(malformed);
+  EXPECT_LT(RemainingSeconds(std::get<Lease>(late.value())), -2.9);
+  const double left = RemainingSeconds(Lease{60, BoottimeSeconds() + 30});
+  EXPECT_GT(left, 20);
+  EXPECT_LE(left, 30);
+  EXPECT_EQ(RemainingSeconds(Lease{60, BoottimeSeconds() + 90}), 60) << "the shorter of the two";
 }
 
 TEST(TrainerLines, NonFiniteNumbersAreTexts) {

@@ -77,7 +77,7 @@ Effects Supervisor::OnAnswer(const v1::SynchronizeResponse& answer, absl::Time s
   for (auto rank = ranks_.begin(); rank != ranks_.end(); ++rank) {
     const bool lives_on = rank->second.process == Process::kAlive && rank->second.words.killed_because.empty();
     if (lives_on && lease_until_ > lease_before) {
-      effects.push_back(SendLine{rank->first, lines::Lease{absl::ToDoubleSeconds(lease_until_ - now)}});
+      effects.push_back(SendLine{rank->first, LeaseLine(now)});
     }
     if (rank->second.wanted) ObeyDesired(rank, now, &effects);
   }
@@ -215,6 +215,10 @@ void Supervisor::ObeyDesired(Ranks::iterator it, absl::Time now, Effects* effect
   }
 }
 
+lines::Lease Supervisor::LeaseLine(absl::Time now) const {
+  return {absl::ToDoubleSeconds(lease_until_ - now), absl::ToDoubleSeconds(lease_until_ - absl::UnixEpoch())};
+}
+
 // ---- starting and ending processes ----
 
 bool Supervisor::MaySpawn(const RankKey& key, const Rank& rank) const {
@@ -234,7 +238,7 @@ void Supervisor::SpawnWhatCan(absl::Time now, Effects* effects) {
     if (!MaySpawn(key, rank)) continue;
     rank.process = Process::kAlive;
     effects->push_back(SpawnRank{key, rank.desired});
-    effects->push_back(SendLine{key, lines::Lease{absl::ToDoubleSeconds(lease_until_ - now)}});
+    effects->push_back(SendLine{key, LeaseLine(now)});
     ObeyDesired(it, now, effects);
     ReportBy(now);
   }
@@ -439,6 +443,10 @@ void Supervisor::TakeLine(const RankKey& key, Rank& rank, const lines::FromTrain
             set_phase(progress.phase);
             if (key.rank == 0) TakeProgress(rank, progress, now, wall);
           },
+          [&](const lines::Reached& reached) {
+            rank.report.set_reached_step(reached.step);
+            ReportBy(std::max(now, last_report_ + options_.progress_interval));
+          },
           [&](const lines::Checkpoint& checkpoint) {
             if (rank.report.checkpoints_size() >= kRowsMax || !rank.announced.insert(checkpoint.name).second) return;
             v1::CheckpointRecord* record = rank.report.add_checkpoints();
@@ -499,7 +507,8 @@ void Supervisor::TakeProgress(Rank& rank, const lines::Progress& progress, absl:
   sample->set_step(progress.step);
   sample->set_steps(progress.steps);
   for (const auto& [name, value] : progress.values) (*sample->mutable_values())[name] = value;
-  ToProto(wall, sample->mutable_time());
+  if (!rank.wall_offset) rank.wall_offset = wall - now;
+  ToProto(now + *rank.wall_offset, sample->mutable_time());
   if (static_cast<size_t>(rank.report.samples_size()) > kSamplesMax) Thin(rank.report.mutable_samples());
   ReportBy(std::max(now, last_report_ + options_.progress_interval));
 }

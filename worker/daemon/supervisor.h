@@ -1,7 +1,7 @@
 // Decides which ranks of a worker should exist, from what the server wants and what the processes did, and keeps what
 // the server has yet to hear of them.
 //
-// Pure: reads no clock and touches no process; `now` (a monotonic clock's reading) comes in, effects go out and are to
+// Pure: reads no clock and touches no process; `now` (a reading of CLOCK_BOOTTIME) comes in, effects go out and are to
 // be carried out in order. Not thread-safe; the daemon's loop is its only caller. Times of other machines never enter.
 //
 // Rules it keeps:
@@ -18,6 +18,7 @@
 #include <absl/time/time.h>
 
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <string_view>
@@ -80,7 +81,8 @@ class Supervisor {
   // The server's answer to a report sent at `sent`. The caller drops answers older than one it has already passed on.
   Effects OnAnswer(const v1::SynchronizeResponse& answer, absl::Time sent, absl::Time now);
 
-  // A decoded line of a trainer; `wall` is stamped on progress samples.
+  // A decoded line of a trainer. `wall` is stamped on the first progress sample of a rank; later ones go on from it by
+  // `now`, so that a clock that is set looks like no long step.
   Effects OnLine(const RankKey& key, const lines::FromTrainer& line, absl::Time now, absl::Time wall);
 
   Effects OnSpawnFailed(const RankKey& key, const std::string& message, absl::Time now);
@@ -128,6 +130,7 @@ class Supervisor {
     absl::Time stop_deadline = absl::InfiniteFuture();
     absl::Time kill_deadline = absl::InfiniteFuture();
     absl::Time expect_until = absl::InfinitePast();
+    std::optional<absl::Duration> wall_offset;  // from `now`, at its first sample
     absl::Time ended_at = absl::InfinitePast();
     LastWords words;
   };
@@ -153,6 +156,7 @@ class Supervisor {
                    Effects* effects);
   void Terminate(const RankKey& key, Rank& rank, std::string_view reason, absl::Time now, Effects* effects);
   void ExpireLease(absl::Time now, Effects* effects);
+  lines::Lease LeaseLine(absl::Time now) const;
   void End(Rank& rank, v1::RankExit exit, absl::Time now);
   Ranks::iterator Forget(Ranks::iterator rank, Effects* effects);
   EndedJob& RememberEnded(const RankKey& key);

@@ -309,6 +309,56 @@ PlanResult ChoosePolicy(const PlannedJob& job) {
   return result;
 }
 
+namespace {
+
+// The least memory of a slot of which this many bytes are usable.
+int64_t SlotMemoryFor(int64_t bytes, const DeviceProfile& device) {
+  const auto usable = [&](int64_t memory) {
+    const MemoryLimits limits = LimitsOfSlot(memory, device);
+    return device.is_host ? *limits.whole : *limits.device;
+  };
+  int64_t memory = bytes + device.process_bytes;
+  memory += memory / 19;
+  while (usable(memory) >= bytes && memory > 0) --memory;
+  while (usable(memory) < bytes) ++memory;
+  return memory;
+}
+
+// Where values may wait in host memory, how many do depends on the device's.
+int64_t LeastDeviceBytes(const PlannedJob& job, const ModelMemory& model, int64_t enough) {
+  PlannedJob limited = job;
+  int64_t too_little = 0;
+  while (enough - too_little > 1) {
+    const int64_t middle = too_little + (enough - too_little) / 2;
+    limited.limits.device = middle;
+    (AnyFits(limited, model) ? enough : too_little) = middle;
+  }
+  return enough;
+}
+
+}  // namespace
+
+std::optional<int64_t> LeastSlotMemory(const PlannedJob& job) {
+  if (!IsCountable(job.config, job.rows()))
+    throw std::overflow_error("the job is too large for its bytes to be counted");
+  if (!job.device.is_host && job.limits.device) {
+    const PlanResult result = ChoosePolicy(job);
+    if (!result.fits) return std::nullopt;
+    return SlotMemoryFor(result.plan.memory.device_bytes(), job.device);
+  }
+  const ModelMemory model = ModelMemoryOf(job);
+  std::optional<int64_t> least;
+  ForEachCandidate(job, model, [&](const Candidate& candidate) {
+    const RankMemory& memory = candidate.memory;
+    const int64_t bytes = job.device.is_host ? memory.whole_bytes() : memory.device_bytes();
+    if (Fits(memory, job.limits)) least = std::min(least.value_or(bytes), bytes);
+    return true;
+  });
+  if (!least) return std::nullopt;
+  if (!job.device.is_host && job.limits.host != 0) least = LeastDeviceBytes(job, model, *least);
+  return SlotMemoryFor(*least, job.device);
+}
+
 std::optional<int64_t> LongestContext(const PlannedJob& job) {
   if (!IsLimited(job.limits)) return std::nullopt;
   return LongestContext(job, ModelMemoryOf(job), kContextMax);

@@ -46,4 +46,10 @@ PlanResult ChoosePolicy(const PlannedJob& job);
 // size given as a ratio follows the context. Absent when nothing limits it.
 std::optional<int64_t> LongestContext(const PlannedJob& job);
 
+// The least memory of a slot, in bytes, that LimitsOfSlot makes room for some open policy of; `limits` are those of the
+// job file alone (PlannedJobOf without others). A GPU job that fixes memory.device_bytes uses as much as it may: the
+// slot must have what its policy takes. Absent when no slot is large enough for the limits of the job file.
+// std::overflow_error where IsCountable says no.
+std::optional<int64_t> LeastSlotMemory(const PlannedJob& job);
+
 }  // namespace longspan::planner

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <random>
 #include <system_error>
+#include <vector>
 
 #include "worker/storage/sha256.h"
 
@@ -134,6 +135,16 @@ void WriteFileAtomically(const std::filesystem::path& path, std::string_view byt
     throw;
   }
   SyncDirectory(path.has_parent_path() ? path.parent_path() : ".");
+}
+
+void RemoveTemporaries(const std::filesystem::path& folder) {
+  std::error_code ignored;  // no folder: nothing to delete
+  std::vector<std::filesystem::path> found;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    if (entry.is_regular_file(ignored) && IsTemporaryName(entry.path().filename().native()))
+      found.push_back(entry.path());
+  }
+  for (const std::filesystem::path& path : found) std::filesystem::remove(path, ignored);
 }
 
 bool PublishFolder(const std::filesystem::path& temporary, const std::filesystem::path& target) {

@@ -59,6 +59,9 @@ void SyncDirectory(const std::filesystem::path& path);
 
 // Writes bytes beside `path` under a temporary name, fsyncs, renames, fsyncs the folder.
 void WriteFileAtomically(const std::filesystem::path& path, std::string_view bytes);
+// Deletes what processes that were killed within it left directly in `folder`. For a folder that nobody else writes to
+// now. What cannot be deleted stays.
+void RemoveTemporaries(const std::filesystem::path& folder);
 
 // Publishes a folder written under a temporary name: fsyncs every file and the folder, renames it to `target`, fsyncs
 // the parent. Returns false, and removes `temporary`, when `target` exists already (somebody else published it first).

@@ -195,7 +195,8 @@ class MeasuredSteps {
 }  // namespace
 
 void MeasureSteps(const MeasureOptions& options, Communicator& ranks, std::istream& in, std::ostream& out) {
-  const MemoryPlanOptions plan_options{options.spec, options.threads, options.slot_memory_bytes, options.device};
+  const MemoryPlanOptions plan_options{options.spec, options.threads, options.slot_memory_bytes, options.device,
+                                       ranks.world_size()};
   const planner::PlannedJob job = PlannedJobFor(plan_options);
   const planner::JobPlan plan = PlanMemory(plan_options);
   MeasuredSteps steps(options, plan, ranks);

@@ -15,7 +15,8 @@
 namespace longspan::trainer {
 
 planner::PlannedJob PlannedJobFor(const MemoryPlanOptions& options) {
-  const jobfile::JobSpec spec = SpecOn(options.device, options.spec);
+  jobfile::JobSpec spec = SpecOn(options.device, options.spec);
+  spec.resources.slots = options.world_size.value_or(spec.resources.slots);
   const ModelConfig config = WithJobRope(ReadModelConfig(spec.model.path), spec);
   const AdapterPlan adapter = ResolveAdapterPlan(spec, AdaptableModelOf(config));
   const planner::DeviceProfile device = ProfileOf(options.device, options.threads);

@@ -17,6 +17,8 @@ struct MemoryPlanOptions {
   int64_t threads = 1;
   std::optional<int64_t> slot_memory_bytes;  // absent: all that the device has
   at::Device device = at::kCPU;
+  // Ranks that there are, which an elastic job may have fewer of than resources.slots. Absent: resources.slots.
+  std::optional<int64_t> world_size = std::nullopt;
 };
 
 // Reads config.json and adapter_config.json of the job.

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
@@ -62,7 +63,8 @@ class JobRun {
   void LetOthersGo();
   void PreparePhase();
   void ChooseCheckpoint();
-  std::optional<LoadedCheckpoint> FindNewestValid();
+  std::optional<LoadedCheckpoint> FindNewestValid(const std::string& but);
+  LoadedCheckpoint LoadNamedOrNewestValid(const std::string& name, const std::string& manifest_sha256);
   LoadedCheckpoint LoadNamed(const std::string& name, const std::string& manifest_sha256, bool wait_for_it);
   void ChooseMemory();
   void LoadModel();
@@ -215,9 +217,10 @@ LoadedCheckpoint JobRun::LoadNamed(const std::string& name, const std::string& m
   return LoadCheckpoint(folder, name, manifest_sha256);
 }
 
-std::optional<LoadedCheckpoint> JobRun::FindNewestValid() {
+std::optional<LoadedCheckpoint> JobRun::FindNewestValid(const std::string& but) {
   const fs::path folder = options_.work / "checkpoints";
   for (const CheckpointName& name : ListCheckpoints(folder)) {
+    if (ToString(name) == but) continue;
     try {
       return LoadCheckpoint(folder, ToString(name));
     } catch (const CorruptCheckpoint& error) {
@@ -225,6 +228,19 @@ std::optional<LoadedCheckpoint> JobRun::FindNewestValid() {
     }
   }
   return std::nullopt;
+}
+
+// The server names the newest that it recorded. Damaged or gone, it is passed over for the newest that is whole: some
+// steps are done again, with the same results. To start afresh instead would hide the loss of everything.
+LoadedCheckpoint JobRun::LoadNamedOrNewestValid(const std::string& name, const std::string& manifest_sha256) {
+  try {
+    return LoadNamed(name, manifest_sha256, /*wait_for_it=*/true);
+  } catch (const CorruptCheckpoint& error) {
+    std::optional<LoadedCheckpoint> other = FindNewestValid(name);
+    if (!other) throw InfrastructureError(std::string(error.what()) + ", and no other checkpoint is whole");
+    session_.Warn(fmt::format("{}; goes on from {} at step {}", error.what(), other->name, other->state.step));
+    return *std::move(other);
+  }
 }
 
 // Rank 0 decides, the others take its word: two ranks that look at a network file system may see different checkpoints.
@@ -248,12 +264,14 @@ void JobRun::ChooseCheckpoint() {
       resume_ = LoadNamed(word.substr(0, space), word.substr(space + 1), /*wait_for_it=*/true);
       return;
     }
+    // The server starts an attempt when no rank of the one before is left: what that was writing is nobody's.
+    if (options_.resume_from) storage::RemoveTemporaries(options_.work);
     if (!options_.checkpoint.empty()) {
       resume_ = LoadNamed(options_.checkpoint, "", false);
     } else if (!options_.resume_from) {
-      resume_ = FindNewestValid();
+      resume_ = FindNewestValid("");
     } else if (*options_.resume_from != "none") {
-      resume_ = LoadNamed(*options_.resume_from, options_.manifest_sha256, /*wait_for_it=*/true);
+      resume_ = LoadNamedOrNewestValid(*options_.resume_from, options_.manifest_sha256);
     }
   } catch (const CorruptCheckpoint& error) {
     if (!options_.checkpoint.empty()) throw UserError(error.what());
@@ -264,7 +282,8 @@ void JobRun::ChooseCheckpoint() {
 }
 
 void JobRun::ChooseMemory() {
-  const MemoryPlanOptions plan_options{options_.spec, options_.threads, options_.slot_memory_bytes, device_};
+  const MemoryPlanOptions plan_options{options_.spec, options_.threads, options_.slot_memory_bytes, device_,
+                                       options_.world_size};
   const planner::PlannedJob job = PlannedJobFor(plan_options);
   memory_plan_ = PlanMemory(plan_options);
   const planner::JobPlan& plan = memory_plan_;

@@ -64,7 +64,7 @@ void Session::Send(const lines::FromTrainer& line) {
   if (options_.lines_out_fd < 0) return;
   const std::string text = lines::Encode(line);
   const std::lock_guard lock(send_mutex_);
-  if (std::holds_alternative<lines::Progress>(line)) {
+  if (std::holds_alternative<lines::Progress>(line) || std::holds_alternative<lines::Reached>(line)) {
     pollfd out{options_.lines_out_fd, POLLOUT, 0};
     if (::poll(&out, 1, 0) <= 0 || (out.revents & POLLOUT) == 0) return;
   }
@@ -162,7 +162,7 @@ void Session::Handle(const std::string& text) {
   }
   if (std::holds_alternative<lines::CheckpointNow>(*line)) checkpoint_requested_ = true;
   if (const auto* lease = std::get_if<lines::Lease>(&*line)) {
-    const auto remaining = std::chrono::duration<double>(std::clamp(lease->remaining_seconds, 0.0, 1e9));
+    const auto remaining = std::chrono::duration<double>(std::clamp(lines::RemainingSeconds(*lease), 0.0, 1e9));
     lease_ends_ =
         std::chrono::steady_clock::now() + std::chrono::duration_cast<std::chrono::steady_clock::duration>(remaining);
   }

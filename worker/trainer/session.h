@@ -3,8 +3,8 @@
 //
 // Without pipes (a trainer run by hand) sending does nothing, and only signals arrive. Thread-safe. Owns one thread
 // that reads lines and guards the lease: it ends the process by itself (exit 30) when the lease passes without a newer
-// one, or when the daemon closes its end. Progress lines are dropped when nobody reads; all others wait for room. One
-// Session per process.
+// one, or when the daemon closes its end. Progress and reached lines are dropped when nobody reads; all others wait for
+// room. One Session per process.
 #pragma once
 
 #include <atomic>

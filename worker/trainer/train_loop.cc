@@ -137,6 +137,7 @@ TrainLoop::StepResult TrainLoop::Step() {
   local.stop = session_.stop_requested();
   local.stop_with_checkpoint = local.stop && session_.stop_with_checkpoint();
   local.checkpoint_now = session_.TakeCheckpointRequest();
+  session_.Send(lines::Reached{state_.step + 1});
   const auto reduce_begin = Clock::now();
   result.word = reducer_.Finish(local);
   result.times.allreduce = SecondsSince(reduce_begin);

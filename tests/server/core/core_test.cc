@@ -131,7 +131,8 @@ TEST_F(CoreTest, TheProcessBeforeIsRefusedForEver) {
   const WorkerReport before = worker.MakeReport(now_);
   Step(before);
   worker.Restart();
-  Sync(worker);
+  EXPECT_FALSE(Sync(worker).greeting.empty());
+  EXPECT_TRUE(Sync(worker).greeting.empty());
   WorkerReport late = before;
   late.sequence = 99;
   EXPECT_EQ(std::get<ReportReply>(Step(late).reply).status.code(), absl::StatusCode::kFailedPrecondition);

@@ -1,16 +1,23 @@
 // Runs the transcripts of the core: prose, commands, "----", what came out. LONGSPAN_REWRITE=1 writes what came out
 // into the files.
 //
-//   submit NAME [slots=N] [priority=N] [max_attempts=N] [max_run_time=D] [request=R] [content=C]   job-NAME
+//   submit NAME [slots=N | sizes=1,2,4] [priority=N] [queue=Q] [gpu=G] [max_attempts=N] [max_run_time=D] [request=R]
+//          [content=C]                                                                            job-NAME
 //   worker NAME slots=N           a daemon starts          restart-worker NAME    its process is replaced
 //   sync NAME...                  report, answer, and what the daemon does about it ("*": all of them, twice)
 //   report NAME                   a report whose answer is lost
+//   hold NAME   deliver NAME      a report that arrives late, its answer is lost
+//   drop JOB/ATTEMPT/RANK         its daemon lost its lease before it could start the rank; it knows nothing of it
 //   rank JOB/ATTEMPT/RANK [running] [exit=N] [signal=N] [class=infrastructure|user|resource] [message=M] [age=D]
 //   [phase=P step=N]
-//        [checkpoint=NAME@STEP] [store=ADDRESS] [expect=D] [warning=TEXT]         what a process does; told at the next
-//        sync
-//   cancel|pause|resume JOB       drain|undrain WORKER     advance DURATION       restart-server
-//   show JOB                      workers                  desired WORKER
+//        [checkpoint=NAME@STEP] [store=ADDRESS] [expect=D] [warning=TEXT] [reached=STEP]   what a process does; told at
+//        the next sync
+//   cancel|pause|resume JOB       drain WORKER [move]      undrain WORKER         advance DURATION
+//   update JOB [priority=N] [label=KEY:VALUE]              queue NAME [weight=X] [slots_max=N] [waiting_max=N]
+//        [run_time_default=D]
+//   live DURATION                 time passes; workers report, and running trainers step, every 30 s
+//   delete JOB                    restore-server: from a backup made just now
+//   restart-server                show JOB                 workers                desired WORKER          queues
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -36,7 +43,7 @@ std::string Text(const absl::Status& status) {
 
 class Transcript {
  public:
-  Transcript() { StartServer(); }
+  Transcript() { StartServer(false); }
 
   std::string Run(const std::string& line) {
     out_.clear();
@@ -65,25 +72,34 @@ class Transcript {
     if (command_ == "restart-worker") return Worker(Argument(0)).Restart();
     if (command_ == "sync") return Sync();
     if (command_ == "report") return (void)Step(Worker(Argument(0)).MakeReport(now_));
+    if (command_ == "hold") return (void)(late_[Argument(0)] = Worker(Argument(0)).MakeReport(now_));
+    if (command_ == "deliver") return (void)Step(late_.at(Argument(0)));
+    if (command_ == "drop") return Drop();
     if (command_ == "rank") return ChangeRank();
     if (command_ == "cancel") return (void)Step(CancelRequested{JobId(Argument(0))});
     if (command_ == "pause") return (void)Step(PauseRequested{JobId(Argument(0))});
     if (command_ == "resume") return (void)Step(ResumeRequested{JobId(Argument(0))});
-    if (command_ == "drain") return (void)Step(DrainRequested{WorkerId(Argument(0))});
+    if (command_ == "drain") return (void)Step(DrainRequested{WorkerId(Argument(0)), arguments_.size() > 1});
+    if (command_ == "update") return Update();
+    if (command_ == "queue") return ConfigureQueue();
+    if (command_ == "queues") return ShowQueues();
     if (command_ == "undrain") return (void)Step(UndrainRequested{WorkerId(Argument(0))});
     if (command_ == "advance") return Advance();
-    if (command_ == "restart-server") return StartServer();
+    if (command_ == "live") return Live();
+    if (command_ == "restart-server") return StartServer(false);
+    if (command_ == "restore-server") return StartServer(true);
+    if (command_ == "delete") return (void)Step(DeleteRequested{JobId(Argument(0))});
     if (command_ == "show") return Show();
     if (command_ == "workers") return ShowWorkers();
     if (command_ == "desired") return ShowDesired();
     Print("unknown command " + command_);
   }
 
-  void StartServer() {
+  void StartServer(bool from_backup) {
     CoreOptions options;
     options.jobs_folder = "/storage/jobs";
     core_ = std::make_unique<Core>(options);
-    Step(Restarted{store_.Load()});
+    Step(Restarted{store_.Load(), from_backup});
   }
 
   Effects Step(const Event& event) {
@@ -109,14 +125,51 @@ class Transcript {
     job.request_id = Option("request", job.name);
     if (job.request_id != job.name) job.id = JobId(job.id.value() + "-again");
     job.content_hash = Option("content", "same");
-    job.queue = "default";
-    job.slots = Number("slots", 1);
+    job.queue = Option("queue", "default");
+    job.gang_sizes = {Number("slots", 1)};
+    if (options_.contains("sizes")) {
+      job.gang_sizes.clear();
+      std::istringstream sizes(options_["sizes"]);
+      for (std::string size; std::getline(sizes, size, ',');) job.gang_sizes.push_back(std::stoll(size));
+    }
+    if (options_.contains("gpu")) job.requirements.labels["gpu"] = options_["gpu"];
     job.priority = Number("priority", 50);
     job.max_attempts = Number("max_attempts", 20);
     if (options_.contains("max_run_time")) job.max_run_time = Duration("max_run_time");
     const SubmitReply reply = std::get<SubmitReply>(Step(JobSubmitted{job}).reply);
     if (!reply.status.ok()) Print(Text(reply.status));
     if (reply.already_submitted) Print(fmt::format("already submitted as {}", reply.job_id));
+  }
+
+  void Update() {
+    UpdateRequested update{JobId(Argument(0)), std::nullopt, {}};
+    if (options_.contains("priority")) update.priority = Number("priority", 0);
+    if (options_.contains("label")) {
+      const std::string& label = options_["label"];
+      update.labels[label.substr(0, label.find(':'))] = label.substr(label.find(':') + 1);
+    }
+    Step(update);
+  }
+
+  void ConfigureQueue() {
+    QueueConfigured queue{Argument(0), {}, {}, {}, {}};
+    if (options_.contains("weight")) queue.weight = std::stod(options_["weight"]);
+    if (options_.contains("slots_max")) queue.slots_max = Number("slots_max", 0);
+    if (options_.contains("waiting_max")) queue.waiting_max = Number("waiting_max", 0);
+    if (options_.contains("run_time_default")) queue.run_time_default = Duration("run_time_default");
+    Step(queue);
+  }
+
+  void ShowQueues() {
+    for (const QueueView& view : core_->ListQueues(now_)) {
+      const auto limit = [](int64_t max) { return max == 0 ? "any" : std::to_string(max); };
+      Print(fmt::format(
+          "{} weight {:g}: {} waiting of {}, {} slots held of {}, used {:.0f} slot-seconds ({:.0f}% of {:.0f}%), "
+          "{} a job",
+          view.queue.name, view.queue.weight, view.waiting, limit(view.queue.waiting_max), view.slots_held,
+          limit(view.queue.slots_max), view.queue.used_slot_seconds, 100 * view.used_share, 100 * view.expected_share,
+          absl::FormatDuration(view.queue.run_time_default)));
+    }
   }
 
   void AddWorker() {
@@ -139,17 +192,28 @@ class Transcript {
     const Effects effects = Step(worker.MakeReport(now_));
     const ReportReply& reply = std::get<ReportReply>(effects.reply);
     if (!reply.status.ok()) return;
+    if (!reply.greeting.empty()) {
+      worker.Apply(reply, {}, now_);
+      return SyncOne(worker);
+    }
     for (const std::string& line : worker.Apply(reply, core_->Desired(worker.id()), now_)) {
       Print(fmt::format("{}: {}", worker.id(), line));
     }
   }
 
-  void ChangeRank() {
-    const std::string& name = Argument(0);
+  static FakeWorker::Key ParseKey(const std::string& name) {
     const size_t first = name.find('/');
     const size_t second = name.find('/', first + 1);
-    const FakeWorker::Key key(JobId(name.substr(0, first)), std::stoll(name.substr(first + 1)),
-                              std::stoll(name.substr(second + 1)));
+    return {JobId(name.substr(0, first)), std::stoll(name.substr(first + 1)), std::stoll(name.substr(second + 1))};
+  }
+
+  void Drop() {
+    for (auto& [id, worker] : workers_) worker.ranks().erase(ParseKey(Argument(0)));
+  }
+
+  void ChangeRank() {
+    const std::string& name = Argument(0);
+    const FakeWorker::Key key = ParseKey(name);
     FakeWorker* worker = nullptr;
     for (auto& [id, candidate] : workers_) {
       if (candidate.ranks().contains(key)) worker = &candidate;
@@ -159,6 +223,7 @@ class Transcript {
     if (arguments_.size() > 1 && arguments_[1] == "running") report.state = RankState::kRunning;
     if (options_.contains("store")) report.store_address = options_["store"];
     if (options_.contains("expect")) report.expect_no_progress = Duration("expect");
+    if (options_.contains("reached")) report.reached_step = Number("reached", 0);
     if (options_.contains("step")) worker->AddSample(key, PhaseOption(), Number("step", 0), now_);
     if (options_.contains("warning")) report.warnings.push_back(options_["warning"]);
     if (options_.contains("checkpoint")) {
@@ -193,6 +258,25 @@ class Transcript {
     Step(Tick{});
   }
 
+  void Live() {
+    absl::Duration left;
+    if (!absl::ParseDuration(Argument(0), &left)) return Print("no duration: " + Argument(0));
+    const std::string whole = Argument(0);
+    for (; left > absl::ZeroDuration(); left -= absl::Seconds(30)) {
+      arguments_[0] = absl::FormatDuration(std::min(left, absl::Seconds(30)));
+      Advance();
+      for (auto& [id, worker] : workers_) {
+        for (auto& [key, rank] : worker.ranks()) {
+          const bool steps = rank.desired.rank == 0 && rank.desired.command == "run" && !rank.report.exit &&
+                             rank.report.state == RankState::kRunning;
+          if (steps) worker.AddSample(key, Phase::kTrain, ++live_steps_[key], now_);
+        }
+        SyncOne(worker);
+      }
+    }
+    arguments_[0] = whole;
+  }
+
   void Show() {
     const absl::StatusOr<JobView> view = core_->ViewJob(JobId(Argument(0)));
     if (!view.ok()) return Print(Text(view.status()));
@@ -202,6 +286,10 @@ class Transcript {
     Print("  " + job.message);
     if (view->progress) Print(fmt::format("  progress {} step {}", Name(view->progress->phase), view->progress->step));
     if (view->latest_checkpoint) Print("  checkpoint " + view->latest_checkpoint->name);
+    for (const scheduler::Placement& slot : job.reserved) {
+      Print(fmt::format("  slot {}:{} is kept for {}", slot.worker_id, slot.slot,
+                        absl::FormatDuration(job.reserved_until - now_)));
+    }
   }
 
   void ShowWorkers() {
@@ -251,6 +339,8 @@ class Transcript {
   MemoryStore store_;
   std::unique_ptr<Core> core_;
   std::map<WorkerId, FakeWorker> workers_;
+  std::map<FakeWorker::Key, int64_t> live_steps_;
+  std::map<std::string, WorkerReport> late_;
   std::string command_;
   std::vector<std::string> arguments_;
   std::map<std::string, std::string> options_;
@@ -300,7 +390,8 @@ TEST_P(TranscriptTest, ComesOutAsWritten) {
 INSTANTIATE_TEST_SUITE_P(Core, TranscriptTest,
                          ::testing::Values("a_job_from_submit_to_success", "a_rank_fails", "cancel_and_pause",
                                            "lease_and_fencing", "server_restart", "waiting_and_placement", "deadlines",
-                                           "an_evaluation_has_no_steps", "warnings"),
+                                           "an_evaluation_has_no_steps", "warnings", "preemption", "elastic_jobs",
+                                           "queues", "drain_and_move", "backup_and_retention", "a_rank_hangs", "a_late_report_of_a_dead_daemon", "a_late_report_across_a_restart"),
                          [](const auto& info) { return info.param; });
 
 }  // namespace

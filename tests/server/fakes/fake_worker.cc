@@ -27,6 +27,10 @@ core::WorkerReport FakeWorker::MakeReport(absl::Time now) {
 std::vector<std::string> FakeWorker::Apply(const core::ReportReply& reply, const core::DesiredRanks& desired,
                                            absl::Time now) {
   std::vector<std::string> log;
+  if (!reply.greeting.empty()) {
+    fingerprint_ = reply.greeting;
+    return log;
+  }
   for (const core::RankAcknowledgement& ack : reply.acknowledged) {
     const auto it = ranks_.find({ack.job_id, ack.attempt, ack.rank});
     if (it == ranks_.end()) continue;
@@ -70,7 +74,7 @@ std::vector<std::string> FakeWorker::Apply(const core::ReportReply& reply, const
     log.push_back(fmt::format("kill {}/{} rank {}", std::get<0>(key), std::get<1>(key), std::get<2>(key)));
     core::RankExit exit;
     exit.exit_code = -1;
-    exit.signal = 9;
+    exit.signal = 15;
     exit.message = "killed by its daemon";
     Exit(key, exit, now);
   }

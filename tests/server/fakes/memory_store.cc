@@ -66,6 +66,14 @@ void MemoryStore::Commit(const core::Transaction& transaction) {
            [&row = row](const core::Artifact& known) { return known.kind == row.kind; });
   }
   for (const core::Worker& worker : transaction.workers) workers_[worker.id] = worker;
+  for (const JobId& job_id : transaction.deleted_jobs) {
+    CHECK(core::IsTerminal(jobs_.at(job_id).job.state)) << job_id << " is deleted before its end";
+    jobs_.erase(job_id);
+    events_.erase(job_id);
+    samples_.erase(job_id);
+    std::erase(order_, job_id);
+  }
+  for (const core::Queue& queue : transaction.queues) queues_[queue.name] = queue;
   CheckSlots();
 }
 
@@ -85,6 +93,7 @@ void MemoryStore::CheckSlots() const {
 core::StoredState MemoryStore::Load() const {
   core::StoredState state;
   for (const JobId& job_id : order_) state.jobs.push_back(jobs_.at(job_id));
+  for (const auto& [name, queue] : queues_) state.queues.push_back(queue);
   for (const auto& [worker_id, worker] : workers_) {
     core::Worker& stored = state.workers.emplace_back(worker);
     stored.sequence = 0;

@@ -27,6 +27,7 @@ class MemoryStore {
   std::map<JobId, std::vector<core::JobEvent>> events_;
   std::map<JobId, std::vector<core::Sample>> samples_;
   std::map<WorkerId, core::Worker> workers_;
+  std::map<std::string, core::Queue> queues_;
 };
 
 }  // namespace longspan::testing

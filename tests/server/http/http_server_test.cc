@@ -64,6 +64,40 @@ TEST_F(HttpTest, MetricsShowJobsWorkersAndQueues) {
   EXPECT_THAT(text, HasSubstr("job_id=\"" + job.job_id() + "\""));
   EXPECT_THAT(text, HasSubstr("method=\"longlora\""));
   EXPECT_THAT(text, HasSubstr("longspan_coordinator_up 1"));
+  EXPECT_THAT(text, HasSubstr("longspan_scheduler_unschedulable{reason=\"gang_exceeds_cluster\"} 1"));
+  EXPECT_THAT(text, HasSubstr("longspan_scheduler_unschedulable{reason=\"backing_off\"} 0"));
+  EXPECT_THAT(text, HasSubstr("longspan_queue_slots{queue=\"default\"} 0"));
+}
+
+TEST_F(HttpTest, MetricsOfQueuesSayWhatTheyHoldAndMayHold) {
+  ClusterSnapshot snapshot;
+  core::QueueView research;
+  research.queue.name = "research";
+  research.queue.weight = 3;
+  research.queue.slots_max = 8;
+  research.slots_held = 5;
+  research.waiting = 2;
+  research.used_share = 0.25;
+  research.expected_share = 0.75;
+  snapshot.queues = {research};
+  snapshot.now = absl::FromUnixSeconds(100);
+  core::JobView waiting;
+  waiting.job.queue = "research";
+  waiting.job.submit_time = absl::FromUnixSeconds(40);
+  snapshot.jobs = {waiting};
+  snapshot.counters.preemptions = 7;
+  snapshot.counters.resizes = 9;
+  const std::string text = metrics_.Render(snapshot);
+  EXPECT_THAT(text, HasSubstr("longspan_queue_depth{queue=\"research\"} 2"));
+  EXPECT_THAT(text, HasSubstr("longspan_queue_oldest_seconds{queue=\"research\"} 60"));
+  EXPECT_THAT(text, HasSubstr("longspan_queue_slots{queue=\"research\"} 5"));
+  EXPECT_THAT(text, HasSubstr("longspan_queue_slots_max{queue=\"research\"} 8"));
+  EXPECT_THAT(text, HasSubstr("longspan_queue_weight{queue=\"research\"} 3"));
+  EXPECT_THAT(text, HasSubstr("longspan_queue_used_share_ratio{queue=\"research\"} 0.25"));
+  EXPECT_THAT(text, HasSubstr("longspan_queue_expected_share_ratio{queue=\"research\"} 0.75"));
+  EXPECT_THAT(text, HasSubstr("longspan_queue_depth{queue=\"default\"} 0"));
+  EXPECT_THAT(text, HasSubstr("longspan_preemptions_total 7"));
+  EXPECT_THAT(text, HasSubstr("longspan_resizes_total 9"));
 }
 
 TEST_F(HttpTest, EventsAreCounted) {

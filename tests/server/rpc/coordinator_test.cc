@@ -33,6 +33,9 @@ class FaultyStore final : public store::Store {
   }
   absl::Status Backup(const std::string&) override { return absl::UnimplementedError(""); }
 
+  absl::StatusOr<int64_t> FreeBytes() const override { return free_bytes_; }
+
+  void SetFreeBytes(int64_t free_bytes) { free_bytes_ = free_bytes; }
   void SetFault(absl::Status fault) {
     const MutexLock lock(mutex_);
     fault_ = std::move(fault);
@@ -55,6 +58,7 @@ class FaultyStore final : public store::Store {
   Mutex mutex_;
   CondVar changed_;
   absl::Status fault_ GUARDED_BY(mutex_);
+  std::atomic<int64_t> free_bytes_ = std::numeric_limits<int64_t>::max();
   bool closed_ GUARDED_BY(mutex_) = false;
   int commits_ GUARDED_BY(mutex_) = 0;
 };
@@ -185,6 +189,30 @@ TEST(Coordinator, ATimerRunsInTime) {
   std::promise<void> ran;
   fixture.coordinator->RunAt(Coordinator::Clock::now() + std::chrono::milliseconds(20), [&] { ran.set_value(); });
   EXPECT_EQ(ran.get_future().wait_for(std::chrono::seconds(30)), std::future_status::ready);
+}
+
+// The rest of the disk is for what runs: reports are stored, new jobs are not; a retry of a known one is answered.
+TEST(CoordinatorTest, ADiskThatIsNearlyFullTakesNoNewJobs) {
+  Fixture fixture([](Coordinator::Options* options) { options->free_bytes_min = 1000; });
+  ASSERT_TRUE(Submit(fixture.coordinator.get(), "early").get().ok());
+  fixture.store.SetFreeBytes(999);
+  const absl::Status refused = Submit(fixture.coordinator.get(), "late").get();
+  EXPECT_TRUE(absl::IsResourceExhausted(refused)) << refused;
+  EXPECT_TRUE(Submit(fixture.coordinator.get(), "early").get().ok());
+  EXPECT_FALSE(*Knows(fixture.coordinator.get(), "late"));
+
+  core::WorkerReport report;
+  report.worker_id = WorkerId("w");
+  report.incarnation_id = "w-1";
+  report.sequence = 1;
+  std::promise<absl::Status> reported;
+  fixture.coordinator->Send(report, [&](absl::StatusOr<core::Reply> reply, const core::Core*) {
+    reported.set_value(reply.ok() ? std::get<core::ReportReply>(*reply).status : reply.status());
+  });
+  EXPECT_TRUE(reported.get_future().get().ok());
+
+  fixture.store.SetFreeBytes(1000);
+  EXPECT_TRUE(Submit(fixture.coordinator.get(), "late").get().ok());
 }
 
 }  // namespace

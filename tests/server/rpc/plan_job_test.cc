@@ -5,7 +5,9 @@
 #include <gtest/gtest.h>
 
 #include <fstream>
+#include <map>
 
+#include "proto/support/job_spec_messages.h"
 #include "proto/support/status.h"
 #include "tests/server/rpc/test_cluster.h"
 
@@ -44,7 +46,7 @@ class Plan : public ::testing::Test {
   }
 
   void AddWorker(const std::string& worker_id, const std::string& device, int64_t memory_bytes) {
-    TestWorker worker(&cluster_, worker_id);
+    TestWorker& worker = workers_.try_emplace(worker_id, &cluster_, worker_id).first->second;
     worker.state().mutable_slots(0)->set_device(device);
     worker.state().mutable_slots(0)->set_memory_bytes(memory_bytes);
     ASSERT_TRUE(worker.Synchronize().ok());
@@ -74,8 +76,24 @@ class Plan : public ::testing::Test {
     return cluster_.client().SubmitJob(NewContext().get(), request, &response);
   }
 
+  // The worker that gets the rank of the one job that is there, once its data is prepared by any.
+  std::string WorkerOfRun() {
+    for (int round = 0; round < 50; ++round) {
+      for (auto& [worker_id, worker] : workers_) {
+        v1::SynchronizeResponse response;
+        EXPECT_TRUE(worker.Synchronize(&response).ok());
+        if (response.desired_ranks_size() == 0) continue;
+        if (response.desired_ranks(0).command() == "run") return worker_id;
+        worker.StartRank("prepare");
+        worker.FinishRank();
+      }
+    }
+    return "nowhere";
+  }
+
   TemporaryFolder models_;
   TestCluster cluster_;
+  std::map<std::string, TestWorker> workers_;
 };
 
 TEST_F(Plan, OfARegisteredSlotSaysAllThereIs) {
@@ -235,6 +253,67 @@ TEST_F(Plan, AJobThatWasTakenStaysTakenWhenTheSlotsHaveChanged) {
   AddWorker("worker-a", "cpu", kGibibyte / 2);
   EXPECT_TRUE(Submit(Spec(1 << 20)).ok());
   EXPECT_FALSE(Submit(Spec(1 << 20), false, "another").ok());
+}
+
+TEST_F(Plan, AJobIsPlacedOnlyWhereItsRanksHaveRoom) {
+  AddWorker("a-small", "cpu", kGibibyte / 2);
+  AddWorker("b-large", "cpu", 64 * kGibibyte);
+  const auto needs = [&](const v1::JobSpec& spec) {
+    return rpc::CheckFits(jobfile::FromMessage(spec).spec, {},
+                          {{"b-large", 0, "cpu", 64 * kGibibyte}, {"a-small", 0, "cpu", kGibibyte / 2}})
+        .memory_bytes_min;
+  };
+  EXPECT_GT(needs(Spec(1 << 20)), kGibibyte / 2);
+  EXPECT_LT(needs(Spec(1 << 20)), 64 * kGibibyte);
+  EXPECT_LT(needs(Spec(1024)), kGibibyte / 2);
+  EXPECT_GT(needs(Spec(1024)), 0);
+
+  // The name of the small one comes first, and its slot is free: the large job goes to the other all the same.
+  ASSERT_TRUE(Submit(Spec(1 << 20), false, "request-large").ok());
+  EXPECT_EQ(WorkerOfRun(), "b-large");
+}
+
+TEST_F(Plan, WhatTheJobFileSaysOfMemoryCounts) {
+  AddWorker("a-small", "cpu", kGibibyte);
+  AddWorker("b-large", "cpu", 64 * kGibibyte);
+  v1::JobSpec spec = Spec(1024);
+  spec.mutable_resources()->set_memory_bytes_min(2 * kGibibyte);
+  ASSERT_TRUE(Submit(spec).ok());
+  EXPECT_EQ(WorkerOfRun(), "b-large");
+}
+
+TEST(SlotMemory, OneNumberTellsKindsApartWhereItCan) {
+  TemporaryFolder models;
+  std::ofstream(models.path() / "config.json") << kConfig;
+  v1::JobSpec message = ValidSpec();
+  message.set_context_length(1 << 22);
+  message.mutable_model()->set_path(models.path().string());
+  const jobfile::JobSpec spec = jobfile::FromMessage(message).spec;
+  const auto needs = [&](const std::vector<rpc::SlotMemory>& slots) {
+    return rpc::CheckFits(spec, {}, slots).memory_bytes_min;
+  };
+  const int64_t on_gpu = needs({{"a", 0, "NVIDIA H100", 80 * kGibibyte}});
+  const int64_t on_cpu = needs({{"a", 0, "cpu", 80 * kGibibyte}});
+  ASSERT_LT(on_gpu, on_cpu) << "bf16 takes less than fp32";
+  // A CPU slot between the two is too small, and left out as long as a larger slot fits.
+  const int64_t between = (on_gpu + on_cpu) / 2;
+  EXPECT_EQ(needs({{"a", 0, "NVIDIA H100", 80 * kGibibyte}, {"b", 0, "cpu", between}}), between + 1);
+  EXPECT_EQ(needs({{"a", 0, "NVIDIA H100", on_gpu}, {"b", 0, "cpu", between}}), on_gpu) << "no number tells them apart";
+}
+
+TEST(SlotMemory, OfAnElasticJobIsThatOfItsSmallestGang) {
+  TemporaryFolder models;
+  std::ofstream(models.path() / "config.json") << kConfig;
+  v1::JobSpec message = ValidSpec();
+  message.mutable_model()->set_path(models.path().string());
+  message.mutable_resources()->set_slots(4);
+  message.mutable_resources()->set_shard_weights(true);
+  const auto needs = [&](int64_t slots_min) {
+    message.mutable_resources()->set_slots_min(slots_min);
+    return rpc::CheckFits(jobfile::FromMessage(message).spec, {}, {{"a", 0, "NVIDIA H100", 80 * kGibibyte}})
+        .memory_bytes_min;
+  };
+  EXPECT_GT(needs(1), needs(4));
 }
 
 TEST(SlotKinds, AreEachOnceGpusFirst) {

@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <fstream>
 #include <set>
 
@@ -185,6 +186,24 @@ TEST(CancelJob, EndsAWaitingJobAndMayBeRepeated) {
   }
 }
 
+TEST(DeleteJob, ForgetsAJobThatHasEndedAndNoOther) {
+  TestCluster cluster;
+  const v1::Job job = cluster.Submit("request-1");
+  v1::DeleteJobRequest request;
+  request.set_job_id(job.job_id());
+  v1::DeleteJobResponse response;
+  const grpc::Status early = cluster.client().DeleteJob(NewContext().get(), request, &response);
+  EXPECT_EQ(early.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_THAT(early.error_message(), HasSubstr("cancel it first"));
+  v1::CancelJobRequest cancel;
+  cancel.set_job_id(job.job_id());
+  v1::CancelJobResponse cancelled;
+  ASSERT_TRUE(cluster.client().CancelJob(NewContext().get(), cancel, &cancelled).ok());
+  ASSERT_TRUE(cluster.client().DeleteJob(NewContext().get(), request, &response).ok());
+  EXPECT_EQ(cluster.client().DeleteJob(NewContext().get(), request, &response).error_code(),
+            grpc::StatusCode::NOT_FOUND);
+}
+
 TEST(PauseJob, StopsAWaitingJobUntilItIsResumed) {
   TestCluster cluster;
   const v1::Job job = cluster.Submit("request-1");
@@ -225,6 +244,198 @@ TEST(Workers, AreListedDrainedAndUndrained) {
             grpc::StatusCode::NOT_FOUND);
 }
 
+TEST(Workers, MovedOnesAskTheirRanksToSaveAndStop) {
+  TestCluster cluster;
+  TestWorker worker(&cluster, "gpu-1");
+  ASSERT_TRUE(worker.Synchronize().ok());
+  const v1::Job job = cluster.Submit("request-1");
+  worker.StartRank("prepare");
+  worker.FinishRank();
+  worker.StartRank("run");
+  v1::DrainWorkerRequest drain;
+  drain.set_worker_id("gpu-1");
+  v1::DrainWorkerResponse drained;
+  ASSERT_TRUE(cluster.client().DrainWorker(NewContext().get(), drain, &drained).ok());
+  EXPECT_EQ(cluster.Get(job.job_id()).state(), v1::JOB_STATE_RUNNING) << "they end where they are";
+  drain.set_move(true);
+  ASSERT_TRUE(cluster.client().DrainWorker(NewContext().get(), drain, &drained).ok());
+  EXPECT_EQ(cluster.Get(job.job_id()).state(), v1::JOB_STATE_PREEMPTING);
+  EXPECT_EQ(cluster.Get(job.job_id()).reason(), "MOVE_REQUESTED");
+}
+
+grpc::Status UpdateQueue(TestCluster& cluster, const v1::Queue& queue, const std::vector<std::string>& mask,
+                         v1::Queue* answer = nullptr) {
+  v1::UpdateQueueRequest request;
+  *request.mutable_queue() = queue;
+  for (const std::string& path : mask) request.mutable_update_mask()->add_paths(path);
+  v1::UpdateQueueResponse response;
+  const grpc::Status status = cluster.client().UpdateQueue(NewContext().get(), request, &response);
+  if (answer != nullptr) *answer = response.queue();
+  return status;
+}
+
+std::vector<v1::Queue> Queues(TestCluster& cluster) {
+  v1::ListQueuesResponse response;
+  EXPECT_TRUE(cluster.client().ListQueues(NewContext().get(), {}, &response).ok());
+  return {response.queues().begin(), response.queues().end()};
+}
+
+v1::Queue QueueOf(const std::string& name) {
+  v1::Queue queue;
+  queue.set_name(name);
+  return queue;
+}
+
+TEST(Queues, AreMadeAndChangedByTheFieldAndStayOverARestart) {
+  TestCluster cluster;
+  EXPECT_TRUE(Queues(cluster).empty());
+  v1::Queue queue = QueueOf("research");
+  queue.set_weight(2.5);
+  queue.set_slots_max(8);
+  queue.set_queued_max(100);
+  queue.mutable_run_time_default()->set_seconds(3600);
+  v1::Queue answer;
+  ASSERT_TRUE(UpdateQueue(cluster, queue, {}, &answer).ok());
+  EXPECT_EQ(answer.weight(), 2.5);
+  queue = QueueOf("research");
+  queue.set_slots_max(4);
+  queue.set_weight(-1);  // not asked for
+  ASSERT_TRUE(UpdateQueue(cluster, queue, {"slots_max"}, &answer).ok());
+  EXPECT_EQ(answer.slots_max(), 4);
+  cluster.RestartServer();
+  const std::vector<v1::Queue> queues = Queues(cluster);
+  ASSERT_EQ(queues.size(), 1u);
+  EXPECT_EQ(queues[0].name(), "research");
+  EXPECT_EQ(queues[0].weight(), 2.5);
+  EXPECT_EQ(queues[0].slots_max(), 4);
+  EXPECT_EQ(queues[0].queued_max(), 100);
+  EXPECT_EQ(queues[0].run_time_default().seconds(), 3600);
+  EXPECT_EQ(queues[0].expected_share(), 0) << "it does nothing";
+}
+
+TEST(Queues, ShareByWeightAmongThoseThatDoSomething) {
+  TestCluster cluster;
+  v1::Queue heavy = QueueOf("heavy");
+  heavy.set_weight(3);
+  ASSERT_TRUE(UpdateQueue(cluster, heavy, {"weight"}).ok());
+  ASSERT_TRUE(UpdateQueue(cluster, QueueOf("idle"), {"slots_max"}).ok());
+  cluster.Submit("request-1");
+  cluster.Submit("request-2", [](v1::JobSpec* spec) { spec->set_queue("heavy"); });
+  const std::vector<v1::Queue> queues = Queues(cluster);
+  ASSERT_EQ(queues.size(), 3u);
+  EXPECT_EQ(queues[0].name(), "default");
+  EXPECT_EQ(queues[0].queued(), 1);
+  EXPECT_EQ(queues[0].expected_share(), 0.25);
+  EXPECT_EQ(queues[1].expected_share(), 0.75);
+  EXPECT_EQ(queues[2].expected_share(), 0);
+  EXPECT_EQ(queues[2].weight(), 1);
+}
+
+TEST(Queues, EveryWrongFieldOfAChangeIsTold) {
+  TestCluster cluster;
+  v1::Queue queue = QueueOf("Not A Name");
+  queue.set_slots_max(-1);
+  queue.set_queued_max(int64_t{1} << 40);
+  const grpc::Status status =
+      UpdateQueue(cluster, queue, {"weight", "slots_max", "queued_max", "run_time_default", "used"});
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  const StatusDetails details = DetailsOf(ToAbslStatus(status));
+  EXPECT_EQ(details.violations.size(), 6u);
+  for (const char* field :
+       {"queue.name", "queue.weight", "queue.slots_max", "queue.queued_max", "queue.run_time_default", "update_mask"}) {
+    EXPECT_THAT(details.violations, Contains(Field(&FieldViolation::field, field)));
+  }
+  for (const double weight : {0.0, -1.0, std::nan(""), HUGE_VAL}) {
+    queue = QueueOf("fine");
+    queue.set_weight(weight);
+    EXPECT_EQ(UpdateQueue(cluster, queue, {"weight"}).error_code(), grpc::StatusCode::INVALID_ARGUMENT) << weight;
+  }
+  v1::UpdateQueueResponse response;
+  EXPECT_EQ(cluster.client().UpdateQueue(NewContext().get(), {}, &response).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_TRUE(Queues(cluster).empty());
+}
+
+TEST(Queues, AFullOneRefusesWithItsName) {
+  TestCluster cluster;
+  v1::Queue small = QueueOf("small");
+  small.set_queued_max(1);
+  ASSERT_TRUE(UpdateQueue(cluster, small, {"queued_max"}).ok());
+  const auto in_small = [](v1::JobSpec* spec) { spec->set_queue("small"); };
+  cluster.Submit("request-1", in_small);
+  v1::SubmitJobRequest request;
+  request.set_request_id("request-2");
+  *request.mutable_spec() = ValidSpec();
+  in_small(request.mutable_spec());
+  v1::SubmitJobResponse response;
+  const grpc::Status status = cluster.client().SubmitJob(NewContext().get(), request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(ReasonOf(status), "QUEUE_FULL");
+  EXPECT_EQ(DetailsOf(ToAbslStatus(status)).metadata.at("queue"), "small");
+  EXPECT_THAT(status.error_message(), HasSubstr("queue small has 1 waiting jobs"));
+  cluster.Submit("request-1", in_small);  // it was accepted
+  cluster.Submit("request-3");
+}
+
+TEST(UpdateJob, ChangesAWaitingJobAsEveryoneSeesIt) {
+  TestCluster cluster;
+  const v1::Job job = cluster.Submit("request-1", [](v1::JobSpec* spec) {
+    (*spec->mutable_labels())["team"] = "blue";
+    (*spec->mutable_labels())["old"] = "yes";
+  });
+  v1::UpdateJobRequest request;
+  request.set_job_id("extend");  // its name
+  request.set_priority(70);
+  (*request.mutable_labels())["team"] = "red";
+  (*request.mutable_labels())["old"] = "";
+  v1::UpdateJobResponse response;
+  ASSERT_TRUE(cluster.client().UpdateJob(NewContext().get(), request, &response).ok());
+  cluster.RestartServer();
+  const v1::JobSpec spec = cluster.Get(job.job_id()).spec();
+  EXPECT_EQ(spec.priority(), 70);
+  EXPECT_EQ(spec.labels_size(), 1);
+  EXPECT_EQ(spec.labels().at("team"), "red");
+  v1::ListJobsRequest list;
+  (*list.mutable_labels())["team"] = "red";
+  v1::ListJobsResponse jobs;
+  ASSERT_TRUE(cluster.client().ListJobs(NewContext().get(), list, &jobs).ok());
+  EXPECT_EQ(jobs.jobs_size(), 1);
+  // Nothing new is no change.
+  const int64_t version = response.job().version();
+  ASSERT_TRUE(cluster.client().UpdateJob(NewContext().get(), request, &response).ok());
+  EXPECT_EQ(response.job().version(), version);
+}
+
+TEST(UpdateJob, SaysWhatIsWrong) {
+  TestCluster cluster;
+  const v1::Job job = cluster.Submit("request-1");
+  const auto update = [&](const v1::UpdateJobRequest& request) {
+    v1::UpdateJobResponse response;
+    return cluster.client().UpdateJob(NewContext().get(), request, &response);
+  };
+  v1::UpdateJobRequest request;
+  request.set_priority(101);
+  (*request.mutable_labels())["-bad"] = "x";
+  const grpc::Status wrong = update(request);
+  EXPECT_EQ(wrong.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  for (const char* field : {"job_id", "priority", "labels"}) {
+    EXPECT_THAT(DetailsOf(ToAbslStatus(wrong)).violations, Contains(Field(&FieldViolation::field, field)));
+  }
+  request.Clear();
+  request.set_job_id(job.job_id());
+  EXPECT_EQ(update(request).error_code(), grpc::StatusCode::INVALID_ARGUMENT) << "nothing to change";
+  for (int i = 0; i < 64; ++i) (*request.mutable_labels())["l" + std::to_string(i)] = "x";
+  EXPECT_TRUE(update(request).ok());
+  request.clear_labels();
+  (*request.mutable_labels())["one-more"] = "x";
+  EXPECT_EQ(update(request).error_code(), grpc::StatusCode::INVALID_ARGUMENT) << "65 labels";
+  v1::CancelJobRequest cancel;
+  cancel.set_job_id(job.job_id());
+  v1::CancelJobResponse cancelled;
+  ASSERT_TRUE(cluster.client().CancelJob(NewContext().get(), cancel, &cancelled).ok());
+  EXPECT_EQ(update(request).error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+}
+
 TEST(Methods, NotBuiltYetSayTheirName) {
   TestCluster cluster;
   v1::ExportJobResponse exported;
@@ -255,6 +466,12 @@ TEST(Tokens, EveryCallNeedsTheRightOne) {
   EXPECT_EQ(ReasonOf(ask("guess")), "TOKEN_WRONG");
   EXPECT_EQ(ReasonOf(ask("worker-secret")), "TOKEN_WRONG");
   EXPECT_TRUE(ask("client-secret").ok());
+  v1::UpdateQueueResponse queue;
+  EXPECT_EQ(ReasonOf(cluster.client().UpdateQueue(NewContext().get(), {}, &queue)), "TOKEN_MISSING");
+  v1::UpdateJobResponse job;
+  EXPECT_EQ(ReasonOf(cluster.client().UpdateJob(NewContext().get(), {}, &job)), "TOKEN_MISSING");
+  v1::ListQueuesResponse queues;
+  EXPECT_EQ(ReasonOf(cluster.client().ListQueues(NewContext().get(), {}, &queues)), "TOKEN_MISSING");
   TestWorker worker(&cluster, "gpu-1");
   EXPECT_EQ(worker.Synchronize().error_code(), grpc::StatusCode::UNAUTHENTICATED);
   const auto context = NewContext();

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "server/core/core.h"
+#include "server/store/rows.h"
 #include "tests/server/store/temporary_folder.h"
 
 namespace longspan::store {
@@ -50,16 +52,36 @@ TEST_F(MigrationsTest, EveryEarlierVersionComesToTheNewestWithItsRows) {
     ASSERT_EQ(*database->QueryText("PRAGMA user_version"), std::to_string(before));
     ASSERT_TRUE(
         database
-            ->Execute("PRAGMA foreign_keys = OFF;"
-                      "INSERT INTO artifacts (job_id, kind, path) VALUES ('job-a', 'dataset', '/d');"
-                      "INSERT INTO evaluations (job_id, model, length, protocol, step, perplexity, loss, tokens)"
-                      " VALUES ('job-a', 'base', 64, 'windows', 0, 2.5, 0.9, 100);")
+            ->Execute(
+                "PRAGMA foreign_keys = OFF;"
+                "INSERT INTO jobs (job_id, request_id, content_hash, spec_json, name, queue, priority, labels_json,"
+                " slots, threads_per_slot, max_attempts, max_run_time, owner, folder, submit_time, state, reason,"
+                " message, phase, attempt, version, prepared, start_time, end_time, failed_attempts,"
+                " stalled_attempts, retry_time, run_time, running_since, best_prepare, best_train, best_evaluate,"
+                " best_export, last_event, last_sample) VALUES ('job-a', 'r', 'h', '{}', 'a', 'default', 50, '{}',"
+                " 3, 1, 20, 9223372036854775807, '', '/jobs/a', 0, 1, '', '', 0, 0, 1, 1, 9223372036854775807,"
+                " 9223372036854775807, 0, 0, 0, 0, 9223372036854775807, -1, -1, -1, -1, 0, 0);"
+                "INSERT INTO artifacts (job_id, kind, path) VALUES ('job-a', 'dataset', '/d');"
+                "INSERT INTO evaluations (job_id, model, length, protocol, step, perplexity, loss, tokens)"
+                " VALUES ('job-a', 'base', 64, 'windows', 0, 2.5, 0.9, 100);")
             .ok());
     ASSERT_TRUE(Migrate(*database, Migrations()).ok()) << before;
     EXPECT_EQ(*database->QueryText("PRAGMA user_version"), std::to_string(Migrations().back().version));
     EXPECT_EQ(*database->QueryText("SELECT kind || path || '[' || excerpt || ']' FROM artifacts"), "dataset/d[]");
     EXPECT_EQ(*database->QueryText("SELECT perplexity || ' ' || score || ' ' || examples FROM evaluations"),
               "2.5 0.0 0");
+    core::StoredState state;
+    ASSERT_TRUE(LoadAll(*database, state).ok());
+    ASSERT_EQ(state.jobs.size(), 1u);
+    const core::Job& job = state.jobs[0].job;
+    EXPECT_EQ(job.gang_sizes, std::vector<int64_t>{3}) << "slots of version " << before;
+    EXPECT_EQ(job.requirements, scheduler::Requirements());
+    EXPECT_TRUE(job.reserved.empty());
+    EXPECT_EQ(job.reserved_until, absl::InfinitePast());
+    EXPECT_EQ(job.end_time, core::kNever);
+    core::Core core({});
+    core.Step(core::Restarted{std::move(state)}, absl::FromUnixSeconds(1));
+    EXPECT_EQ(core.ViewJob(JobId("job-a"))->job.state, core::JobState::kQueued);
   }
 }
 

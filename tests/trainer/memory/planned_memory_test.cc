@@ -114,6 +114,21 @@ class PlannedMemoryTest : public ::testing::Test {
   TemporaryFolder folder_;
 };
 
+TEST_F(PlannedMemoryTest, IsThatOfTheRanksThatThereAre) {
+  WriteModel(Shape());
+  jobfile::JobSpec spec = Spec(MethodKind::kLora, 256);
+  spec.training.global_batch = 8;
+  spec.resources.slots = 4;
+  spec.resources.slots_min = 2;
+  spec.resources.shard_weights = true;
+  const planner::PlannedJob whole = PlannedJobFor({spec, 1, {}});
+  const planner::PlannedJob smaller = PlannedJobFor({spec, 1, {}, at::kCPU, 2});
+  EXPECT_EQ(whole.sequences_of_rank(), 2);
+  EXPECT_EQ(smaller.sequences_of_rank(), 4);
+  EXPECT_EQ(whole.Shape().weight_ranks, 4);
+  EXPECT_EQ(smaller.Shape().weight_ranks, 2);
+}
+
 TEST_F(PlannedMemoryTest, EveryMethodContextAndPolicyOfLlamaIsPredictedWithin5Percent) {
   WriteModel(Shape());
   for (const MethodKind method : {MethodKind::kLora, MethodKind::kLongLora, MethodKind::kFull}) {

@@ -366,6 +366,39 @@ TEST_F(RunTest, AStopLineEndsWithACheckpointAndExitCode40) {
   EXPECT_EQ(first_step->step, checkpoint->step + 1);
 }
 
+TEST_F(RunTest, ADamagedCheckpointIsPassedOverThoughTheServerNamesIt) {
+  auto trainer = StartUnderService(endless_, "work", 1);
+  ASSERT_TRUE(trainer->Await<lines::Progress>([](const auto& line) { return line.phase == "train"; })) << Text(Log());
+  trainer->Send(lines::CheckpointNow{});
+  const auto first = trainer->Await<lines::Checkpoint>();
+  ASSERT_TRUE(first) << Text(Log());
+  trainer->Send(lines::Stop{true, "enough"});
+  const auto second = trainer->Await<lines::Checkpoint>();
+  ASSERT_TRUE(second) << Text(Log());
+  EXPECT_EQ(trainer->WaitForExit(), 40);
+  ASSERT_GT(second->step, first->step);
+  std::ofstream(Checkpoints("work") / second->name / "optimizer.safetensors", std::ios::app) << "x";
+
+  const std::vector<std::string> newest = {"--resume-from", second->name, "--manifest-sha256", second->manifest_sha256};
+  auto resumed = StartUnderService(endless_, "work", 2, newest);
+  const auto warning = resumed->Await<lines::Warning>();
+  ASSERT_TRUE(warning) << Text(Log());
+  EXPECT_THAT(warning->message, HasSubstr("goes on from " + first->name));
+  const auto step = resumed->Await<lines::Progress>([](const auto& line) { return line.phase == "train"; });
+  ASSERT_TRUE(step) << Text(Log());
+  EXPECT_EQ(step->step, first->step + 1);
+  resumed->Send(lines::Stop{false, "enough"});
+  EXPECT_EQ(resumed->WaitForExit(), 40);
+
+  // Nothing whole is left: to start afresh would hide that.
+  std::ofstream(Checkpoints("work") / first->name / "optimizer.safetensors", std::ios::app) << "x";
+  auto lost = StartUnderService(endless_, "work", 3, newest);
+  const auto failed = lost->Await<lines::Failed>();
+  ASSERT_TRUE(failed) << Text(Log());
+  EXPECT_EQ(failed->failure_class, "infrastructure");
+  EXPECT_THAT(failed->message, HasSubstr("no other checkpoint is whole"));
+}
+
 TEST_F(RunTest, CheckpointNowSavesAndOlderOnesGoOnlyWhenTheServerRecordedIt) {
   nlohmann::json changes = endless_;
   changes["checkpoint"]["keep_last"] = 1;

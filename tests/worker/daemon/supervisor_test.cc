@@ -66,6 +66,8 @@ class Script {
     if (command_ == "advance") return Advance(DurationOf(target_));
     if (command_ == "jump") return Jump(DurationOf(target_));
     if (command_ == "leave") return Print(supervisor_.BeginLeaving(DurationOf(arguments_.at("grace")), now_));
+    if (command_ == "set_clock") return (void)(wall_offset_ = DurationOf(target_));
+    if (command_ == "times") return PrintTimes();
     if (command_ == "report") return Report();
     if (command_ == "due") return PrintDue();
     FAIL() << "unknown command " << command_;
@@ -134,7 +136,7 @@ class Script {
     bool malformed = false;
     const auto line = lines::DecodeFromTrainer(rest_, &malformed);
     ASSERT_TRUE(line.has_value()) << rest_;
-    Print(supervisor_.OnLine(ParseKey(target_), *line, now_, now_));
+    Print(supervisor_.OnLine(ParseKey(target_), *line, now_, now_ + wall_offset_));
   }
 
   void Exit() {
@@ -187,6 +189,18 @@ class Script {
     return "checkpoint now";
   }
 
+  // When the samples were taken, by the wall clock.
+  void PrintTimes() {
+    v1::SynchronizeRequest request;
+    supervisor_.FillReport(now_, &request);
+    for (const auto& rank : request.ranks()) {
+      for (const auto& sample : rank.samples()) {
+        const absl::Time time =
+            absl::FromUnixSeconds(sample.time().seconds()) + absl::Nanoseconds(sample.time().nanos());
+        out_ += fmt::format("step {} at {}\n", sample.step(), absl::FormatDuration(time - kStart));
+      }
+    }
+  }
   void Report() {
     v1::SynchronizeRequest request;
     supervisor_.FillReport(now_, &request);
@@ -206,6 +220,7 @@ class Script {
     for (const auto& artifact : rank.artifacts()) text += fmt::format(" {}={}", artifact.kind(), artifact.path());
     for (const std::string& warning : rank.warnings()) text += fmt::format(" warning='{}'", warning);
     if (rank.has_expect_no_progress()) text += fmt::format(" expect={}s", rank.expect_no_progress().seconds());
+    if (rank.reached_step() > 0) text += fmt::format(" reached={}", rank.reached_step());
     if (rank.has_exit()) {
       const v1::RankExit& exit = rank.exit();
       text += fmt::format(" code={} signal={}{} {} '{}' {}ms ago", exit.exit_code(), exit.signal(),
@@ -226,6 +241,7 @@ class Script {
 
   Supervisor supervisor_;
   absl::Time now_ = kStart;
+  absl::Duration wall_offset_;
   std::map<RankKey, v1::DesiredRank> wanted_;
   v1::SynchronizeResponse answer_;
   std::string command_;
@@ -246,7 +262,7 @@ TEST_P(SupervisorTranscript, GivesTheExpectedEffects) {
 
 INSTANTIATE_TEST_SUITE_P(All, SupervisorTranscript,
                          ::testing::Values("life.txt", "lease.txt", "stop.txt", "attempts.txt", "reports.txt",
-                                           "leave.txt"),
+                                           "clock.txt", "leave.txt"),
                          [](const auto& info) { return info.param.substr(0, info.param.find('.')); });
 
 TEST(SupervisorTest, KeepsABoundedNumberOfSamplesAndTheNewestOfThem) {

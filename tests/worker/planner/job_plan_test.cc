@@ -256,6 +256,51 @@ TEST(ChoosePolicy, ASlotOfACpuHoldsHostValuesToo) {
             (int64_t{80} << 30) / 20 * 19 - (int64_t{1} << 30));
 }
 
+// A slot of this much memory is enough, one byte less is not.
+void ExpectLeast(int64_t memory, const PlannedJob& job) {
+  const auto fits = [&](int64_t bytes) {
+    PlannedJob on_slot = job;
+    const MemoryLimits limits = LimitsOfSlot(bytes, job.device);
+    on_slot.limits.device = limits.device;
+    on_slot.limits.whole = limits.whole;
+    return ChoosePolicy(on_slot).fits;
+  };
+  EXPECT_TRUE(fits(memory)) << memory;
+  EXPECT_FALSE(fits(memory - 1)) << memory;
+}
+
+TEST(LeastSlotMemory, IsEnoughAndAByteLessIsNot) {
+  const PlannedJob on_gpu = LlamaJob(LlamaSpec(), std::nullopt);
+  const int64_t alone = *LeastSlotMemory(on_gpu);
+  ExpectLeast(alone, on_gpu);
+  const PlannedJob with_host = LlamaJob(LlamaSpec(), std::nullopt, 200);
+  const int64_t helped = *LeastSlotMemory(with_host);
+  ExpectLeast(helped, with_host);
+  EXPECT_LT(helped, alone);
+  const PlannedJob on_cpu = JobOf(Llama2_7B(), LlamaSpec(4096), CpuProfile(8), {});
+  ExpectLeast(*LeastSlotMemory(on_cpu), on_cpu);
+}
+
+TEST(LeastSlotMemory, IsWhatAJobTakesThatSaysHowMuchItMay) {
+  jobfile::JobSpec spec = LlamaSpec();
+  spec.memory.device_bytes = int64_t{60} << 30;
+  PlannedJob job = LlamaJob(spec, 60);
+  const int64_t memory = *LeastSlotMemory(job);
+  EXPECT_GT(memory, ChoosePolicy(job).plan.memory.device_bytes());
+  EXPECT_GT(memory, *LeastSlotMemory(LlamaJob(LlamaSpec(), std::nullopt)));
+  job.limits.device = 1 << 30;
+  EXPECT_EQ(LeastSlotMemory(job), std::nullopt);
+}
+
+TEST(LeastSlotMemory, OfSharedWeightsIsMoreForFewerRanks) {
+  jobfile::JobSpec spec = LlamaSpec();
+  spec.resources.shard_weights = true;
+  spec.resources.slots = 8;
+  const int64_t eight = *LeastSlotMemory(LlamaJob(spec, std::nullopt));
+  spec.resources.slots = 2;
+  EXPECT_GT(*LeastSlotMemory(LlamaJob(spec, std::nullopt)), eight + (int64_t{2} << 30));
+}
+
 TEST(LongestContext, FitsAndOneMoreTokenDoesNot) {
   for (const int64_t gib : {24, 80}) {
     jobfile::JobSpec spec = LlamaSpec();

@@ -152,6 +152,22 @@ TEST_F(StorageTest, WritesAFileAtomicallyInTheWorkingFolderToo) {
             StorageErrorKind::kNotFound);
 }
 
+TEST_F(StorageTest, WhatKilledWritersLeftIsRemovedAndNothingElse) {
+  WriteFileAtomically(folder_ / "plain", "one");
+  const std::vector<std::string> kept = {".hidden", "notes.tmp-7", "plain"};
+  std::ofstream(folder_ / ".hidden") << "x";
+  std::ofstream(folder_ / "notes.tmp-7") << "x";
+  std::ofstream(folder_ / ".plain.tmp-8936d3e9-21209-1") << "half a fi";
+  RemoveTemporaries(folder_);
+  std::vector<std::string> there;
+  for (const auto& entry : fs::directory_iterator(folder_)) {
+    if (entry.is_regular_file()) there.push_back(entry.path().filename());
+  }
+  std::sort(there.begin(), there.end());
+  EXPECT_EQ(there, kept);
+  RemoveTemporaries(folder_ / "none");
+}
+
 TEST_F(StorageTest, HashesAreSha256) {
   EXPECT_EQ(Sha256Hex("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
   const std::string bytes(3'000'000, 'x');

@@ -1,0 +1,51 @@
+#include "server/scheduler/growth.h"
+
+#include <algorithm>
+#include <tuple>
+
+#include "server/scheduler/placement.h"
+
+namespace longspan::scheduler {
+namespace {
+
+bool MayGrow(const GangSlots& gang, const Options& options, absl::Time now) {
+  const RunningGang& running = *gang.gang;
+  return !gang.asked && !running.stopping && running.protected_until <= now && !running.sizes.empty() &&
+         running.sizes.back() > static_cast<int64_t>(running.ranks.size()) &&
+         now - running.start_time >= options.resize_interval && running.expected_end - now >= options.resize_interval;
+}
+
+// As if its own slots were free, so that it may also end up on one worker. Empty when it gains nothing.
+std::vector<SlotNumber> PlaceLarger(const GangSlots& gang, int64_t size_max, Cluster cluster) {
+  const int64_t size = static_cast<int64_t>(gang.gang->ranks.size());
+  std::vector<int64_t> larger;
+  std::copy_if(gang.gang->sizes.begin(), gang.gang->sizes.end(), std::back_inserter(larger),
+               [&](int64_t each) { return each > size; });
+  for (const SlotNumber slot : gang.slots) cluster.Release(slot);
+  Access access;
+  access.requirements = cluster.ClassOf(gang.gang->requirements);
+  return PlaceLargest(larger, size_max, {}, access, cluster);
+}
+
+}  // namespace
+
+std::optional<Growth> FindGrowth(const std::vector<GangSlots>& gangs, const Cluster& cluster, const Options& options,
+                                 absl::Time now, const std::function<int64_t(const std::string& queue)>& slots_left) {
+  std::vector<size_t> candidates;
+  for (size_t i = 0; i < gangs.size(); ++i) {
+    if (MayGrow(gangs[i], options, now)) candidates.push_back(i);
+  }
+  std::sort(candidates.begin(), candidates.end(), [&](size_t a, size_t b) {
+    const RunningGang& x = *gangs[a].gang;
+    const RunningGang& y = *gangs[b].gang;
+    return std::tie(y.priority, x.start_time, x.id) < std::tie(x.priority, y.start_time, y.id);
+  });
+  for (const size_t i : candidates) {
+    const int64_t size = static_cast<int64_t>(gangs[i].gang->ranks.size());
+    std::vector<SlotNumber> slots = PlaceLarger(gangs[i], size + slots_left(gangs[i].gang->queue), cluster);
+    if (!slots.empty()) return Growth{i, std::move(slots)};
+  }
+  return std::nullopt;
+}
+
+}  // namespace longspan::scheduler
