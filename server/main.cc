@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
@@ -17,6 +18,7 @@
 
 #include "server/http/http_server.h"
 #include "server/rpc/rpc_server.h"
+#include "server/simulator/command.h"
 #include "server/store/sqlite_store.h"
 
 namespace longspan {
@@ -227,6 +229,12 @@ absl::Status Backup(const std::string& data_dir, const std::string& target) {
   return store::BackupSqliteDatabase((std::filesystem::path(data_dir) / "longspan.db").string(), target);
 }
 
+int ExitCode(const absl::Status& status) {
+  if (status.ok()) return 0;
+  std::cerr << "longspan-server: " << status.message() << "\n";
+  return 1;
+}
+
 int Main(int argc, char** argv) {
   CLI::App app{"The coordinator of a Longspan cluster: accepts jobs, places them on workers, keeps the truth."};
   Flags flags;
@@ -238,9 +246,13 @@ int Main(int argc, char** argv) {
   std::string backup_target;
   backup->add_option("--data-dir", backup_data_dir, "Folder of the database")->required();
   backup->add_option("--to", backup_target, "File to write; must not exist")->required();
+  simulator::Commands simulator(&app);
   app.require_subcommand(0, 1);
   CLI::App* serve = &app;
-  const bool has_subcommand = argc > 1 && (std::string(argv[1]) == "version" || std::string(argv[1]) == "backup");
+  const std::vector<CLI::App*> subcommands = app.get_subcommands([](CLI::App*) { return true; });
+  const bool has_subcommand = argc > 1 && std::any_of(subcommands.begin(), subcommands.end(), [&](CLI::App* subcommand) {
+    return subcommand->check_name(argv[1]);
+  });
   if (!has_subcommand) AddServeFlags(serve, &flags);
   try {
     app.parse(argc, argv);
@@ -256,10 +268,9 @@ int Main(int argc, char** argv) {
     std::cout << "longspan-server " << LONGSPAN_VERSION << "\n";
     return 0;
   }
+  if (simulator.Parsed()) return ExitCode(simulator.Run(std::cout));
   const absl::Status status = backup->parsed() ? Backup(backup_data_dir, backup_target) : Serve(flags);
-  if (status.ok()) return 0;
-  std::cerr << "longspan-server: " << status.message() << "\n";
-  return 1;
+  return ExitCode(status);
 }
 
 }  // namespace

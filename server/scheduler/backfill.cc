@@ -19,6 +19,7 @@ void LetGo(const Holding& holding, Cluster& cluster) {
 
 std::vector<SlotNumber> AllUsable(const Access& access, const Cluster& cluster) {
   std::vector<SlotNumber> slots;
+  cluster.work().slots += cluster.SlotsBegin(cluster.WorkerCount());
   for (SlotNumber slot = 0; slot < cluster.SlotsBegin(cluster.WorkerCount()); ++slot) {
     if (cluster.IsUsable(slot, access)) slots.push_back(slot);
   }

@@ -12,7 +12,7 @@ constexpr char kRackLabel[] = "rack";
 
 }  // namespace
 
-Cluster::Cluster(const Snapshot& snapshot) : snapshot_(&snapshot) {
+Cluster::Cluster(const Snapshot& snapshot, Work* work) : snapshot_(&snapshot), work_(work) {
   std::map<std::string, int32_t> racks;
   for (const WorkerSlots& worker : snapshot.workers) {
     const WorkerNumber number = static_cast<WorkerNumber>(begin_.size());
@@ -33,6 +33,8 @@ Cluster::Cluster(const Snapshot& snapshot) : snapshot_(&snapshot) {
   begin_.push_back(static_cast<SlotNumber>(states_.size()));
   ClassOf(Requirements());
 }
+
+Cluster::Cluster(const Cluster& other) = default;
 
 ClassNumber Cluster::ClassOf(const Requirements& requirements) {
   const auto [it, is_new] = class_numbers_.emplace(requirements, static_cast<ClassNumber>(classes_.size()));

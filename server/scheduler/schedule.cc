@@ -30,7 +30,7 @@ class Pass {
       : snapshot_(snapshot),
         now_(now),
         options_(options),
-        cluster_(snapshot),
+        cluster_(snapshot, &plan_.work),
         elsewhere_(ElsewhereText(snapshot.workers)) {
     KeepReservations();
     TakeGangs();
@@ -353,6 +353,7 @@ class Pass {
   const Snapshot& snapshot_;
   const absl::Time now_;
   const Options& options_;
+  Plan plan_;
   Cluster cluster_;
   const std::string elsewhere_;
   std::vector<GangSlots> gangs_;
@@ -362,11 +363,24 @@ class Pass {
   std::map<std::string, JobId> at_quota_;       // the first job of a queue that waits for its quota
   std::optional<Blocked> blocked_;
   int reclaims_ = 0;
-  Plan plan_;
   std::vector<const WaitingJob*> waiting_;  // beside plan_.waits
 };
 
 }  // namespace
+
+void Work::Add(const Work& other) {
+  placements += other.placements;
+  workers += other.workers;
+  slots += other.slots;
+  cluster_copies += other.cluster_copies;
+}
+
+void Work::TakeMax(const Work& other) {
+  placements = std::max(placements, other.placements);
+  workers = std::max(workers, other.workers);
+  slots = std::max(slots, other.slots);
+  cluster_copies = std::max(cluster_copies, other.cluster_copies);
+}
 
 Plan Schedule(const Snapshot& snapshot, absl::Time now, const Options& options) {
   return Pass(snapshot, now, options).Run();

@@ -137,11 +137,22 @@ struct Wait {
   std::string message;                                 // a sentence
   absl::Time expected_start = absl::InfiniteFuture();  // by estimates; InfiniteFuture: cannot be known
 };
+// What a pass looked at: the same on every machine, so that tests can bound what it costs.
+struct Work {
+  int64_t placements = 0;      // gangs tried to be placed
+  int64_t workers = 0;         // looked at while doing so
+  int64_t slots = 0;           // looked at, one by one
+  int64_t cluster_copies = 0;  // to try something out
+
+  void Add(const Work& other);
+  void TakeMax(const Work& other);  // of each by itself
+};
 struct Plan {
   std::vector<Start> starts;  // in queue order
   std::vector<Stop> stops;
   std::vector<Reserve> reserves;
   std::vector<Wait> waits;  // in queue order
+  Work work;
 };
 
 // Reasons of waits.
