@@ -250,9 +250,9 @@ int Main(int argc, char** argv) {
   app.require_subcommand(0, 1);
   CLI::App* serve = &app;
   const std::vector<CLI::App*> subcommands = app.get_subcommands([](CLI::App*) { return true; });
-  const bool has_subcommand = argc > 1 && std::any_of(subcommands.begin(), subcommands.end(), [&](CLI::App* subcommand) {
-    return subcommand->check_name(argv[1]);
-  });
+  const bool has_subcommand =
+      argc > 1 && std::any_of(subcommands.begin(), subcommands.end(),
+                              [&](CLI::App* subcommand) { return subcommand->check_name(argv[1]); });
   if (!has_subcommand) AddServeFlags(serve, &flags);
   try {
     app.parse(argc, argv);

@@ -1,6 +1,6 @@
 // When a gang that does not fit now can start at the earliest, and on which slots. Others may start before it in so far
-// as they have ended by then or use none of these slots (EASY backfill: Lifka 1995; the slots are named here, where EASY
-// counts them, because machines differ).
+// as they have ended by then or use none of these slots (EASY backfill: Lifka 1995; the slots are named here, where
+// EASY counts them, because machines differ).
 #pragma once
 
 #include <vector>

@@ -34,8 +34,6 @@ Cluster::Cluster(const Snapshot& snapshot, Work* work) : snapshot_(&snapshot), w
   ClassOf(Requirements());
 }
 
-Cluster::Cluster(const Cluster& other) = default;
-
 ClassNumber Cluster::ClassOf(const Requirements& requirements) {
   const auto [it, is_new] = class_numbers_.emplace(requirements, static_cast<ClassNumber>(classes_.size()));
   if (!is_new) return it->second;
@@ -77,9 +75,8 @@ int64_t Cluster::CountOwned(SlotNumber begin, SlotNumber end, const Access& acce
   if (access.owner.empty()) return 0;
   const auto owned = owned_.find(access.owner);
   if (owned == owned_.end()) return 0;
-  return std::count_if(owned->second.begin(), owned->second.end(), [&](SlotNumber slot) {
-    return slot >= begin && slot < end && IsUsable(slot, access);
-  });
+  return std::count_if(owned->second.begin(), owned->second.end(),
+                       [&](SlotNumber slot) { return slot >= begin && slot < end && IsUsable(slot, access); });
 }
 
 int64_t Cluster::Usable(const Access& access) const {

@@ -29,8 +29,6 @@ class Cluster {
  public:
   // `snapshot` and `work`, where what was looked at is counted, outlive it and its copies.
   Cluster(const Snapshot& snapshot, Work* work);
-  Cluster(const Cluster& other);
-  Cluster& operator=(const Cluster&) = delete;
 
   // The class of these requirements; made when it is new.
   ClassNumber ClassOf(const Requirements& requirements);
@@ -94,7 +92,7 @@ class Cluster {
   const Snapshot* snapshot_;
   Work* work_;
   bool any_open_ = false;
-  std::vector<SlotNumber> begin_;       // by worker, and one more
+  std::vector<SlotNumber> begin_;        // by worker, and one more
   std::vector<WorkerNumber> worker_of_;  // by slot
   std::vector<int32_t> racks_;           // by worker
   std::vector<uint8_t> open_;            // by worker

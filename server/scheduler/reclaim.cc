@@ -28,9 +28,8 @@ std::vector<SlotNumber> FeasibleSlots(const GangSlots& gang, ClassNumber require
     ++here[cluster.WorkerOf(slot)];
     if (cluster.IsFeasible(slot, requirements) && cluster.Owner(slot).empty()) slots.push_back(slot);
   }
-  std::stable_sort(slots.begin(), slots.end(), [&](SlotNumber a, SlotNumber b) {
-    return here[cluster.WorkerOf(a)] < here[cluster.WorkerOf(b)];
-  });
+  std::stable_sort(slots.begin(), slots.end(),
+                   [&](SlotNumber a, SlotNumber b) { return here[cluster.WorkerOf(a)] < here[cluster.WorkerOf(b)]; });
   return slots;
 }
 
@@ -47,7 +46,8 @@ int64_t SumOfLargest(const std::vector<Candidate>& by_gives, const std::vector<b
 }
 
 // The smallest set that gives `needed`; of several, the first in the order of lowest priority, latest start. A
-// candidate that no smallest set can hold together with the chosen ones is passed over, and need not be looked at again.
+// candidate that no smallest set can hold together with the chosen ones is passed over, and need not be looked at
+// again.
 std::vector<Candidate> ChooseFewest(std::vector<Candidate> candidates, const std::vector<GangSlots>& gangs,
                                     int64_t needed) {
   std::stable_sort(candidates.begin(), candidates.end(),
@@ -77,8 +77,9 @@ std::vector<Candidate> ChooseFewest(std::vector<Candidate> candidates, const std
   return result;
 }
 
-std::optional<Reclaimed> TryPlacement(const WaitingJob& job, const Access& access,
-                                      const std::vector<Candidate>& chosen, Cluster cluster) {
+std::optional<Reclaimed> TryPlacement(const WaitingJob& job, const Access& access, const std::vector<Candidate>& chosen,
+                                      Cluster cluster) {
+  ++cluster.work().cluster_copies;
   for (const Candidate& candidate : chosen) {
     for (const SlotNumber slot : candidate.gives) cluster.Release(slot);
   }

@@ -50,6 +50,11 @@ class Pass {
     EarliestStart start;
   };
 
+  struct Yielding {  // priorities of gangs that may be asked to give slots back
+    int64_t lowest = kNoLimit;
+    int64_t lowest_elastic = kNoLimit;
+  };
+
   // ---- before the first job ----
 
   // Void when one of its slots is not there any more: the job is treated like any other then.
@@ -240,19 +245,28 @@ class Pass {
     return true;
   }
 
-  bool AnyoneMayYield(const WaitingJob& job) const {
-    return std::any_of(gangs_.begin(), gangs_.end(), [&](const GangSlots& gang) {
+  bool AnyoneMayYield(const WaitingJob& job) {
+    if (!yielding_) yielding_ = FindYielding();
+    return yielding_->lowest < job.priority || yielding_->lowest_elastic <= job.priority;
+  }
+
+  // Asked for every job that does not fit, so found once for as long as nobody else is asked to stop.
+  Yielding FindYielding() const {
+    Yielding yielding;
+    for (const GangSlots& gang : gangs_) {
       const RunningGang& running = *gang.gang;
-      const bool elastic = running.sizes.size() > 1 && running.priority <= job.priority;
-      return !gang.asked && !running.stopping && running.protected_until <= now_ &&
-             (elastic || running.priority < job.priority);
-    });
+      if (gang.asked || running.stopping || running.protected_until > now_) continue;
+      yielding.lowest = std::min(yielding.lowest, running.priority);
+      if (running.sizes.size() > 1) yielding.lowest_elastic = std::min(yielding.lowest_elastic, running.priority);
+    }
+    return yielding;
   }
 
   // Its slots stay taken, and are let go when it has stopped; what it keeps is kept for it.
   void AskToStop(const Concession& concession, Stop::Why why, const JobId& beneficiary) {
     GangSlots& gang = gangs_[concession.gang];
     gang.asked = true;
+    yielding_.reset();
     for (Holding& holding : holdings_) {
       if (!holding.reservation && holding.slots == gang.slots) holding.until = now_ + options_.stop_time;
     }
@@ -362,6 +376,7 @@ class Pass {
   std::map<std::string, int64_t> queue_slots_;  // held or reserved
   std::map<std::string, JobId> at_quota_;       // the first job of a queue that waits for its quota
   std::optional<Blocked> blocked_;
+  std::optional<Yielding> yielding_;
   int reclaims_ = 0;
   std::vector<const WaitingJob*> waiting_;  // beside plan_.waits
 };

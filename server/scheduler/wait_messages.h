@@ -10,7 +10,7 @@
 
 namespace longspan::scheduler {
 
-std::string SlotsText(int64_t count);        // "1 slot"
+std::string SlotsText(int64_t count);         // "1 slot"
 std::string InText(absl::Duration from_now);  // "in 25m"; rounded so that it does not change with every pass
 
 // ", 1 on draining worker gpu-7, 2 on unreachable worker c": free slots that are of no use now. The same for all jobs.

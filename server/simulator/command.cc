@@ -25,6 +25,7 @@ struct SimulateFlags {
   double schedule_seconds = 30;
   double scaling_efficiency = 1;
   int64_t passes_max = 0;
+  double patience_seconds = absl::ToDoubleSeconds(scheduler::Options().patience);
 };
 
 struct GenerateFlags {
@@ -45,7 +46,8 @@ CLI::App* AddSimulate(CLI::App* app, SimulateFlags* flags) {
   add_group(simulate->add_option("--slots-per-worker", flags->group.slots, "Slots of each")
                 ->check(CLI::Range(int64_t{1}, int64_t{1024})));
   add_group(simulate->add_option("--device", flags->group.device, "Device of each slot"));
-  add_group(simulate->add_option("--memory-gib", flags->memory_gib, "Memory of each slot")->check(CLI::NonNegativeNumber));
+  add_group(
+      simulate->add_option("--memory-gib", flags->memory_gib, "Memory of each slot")->check(CLI::NonNegativeNumber));
   add_group(simulate->add_option("--racks", flags->group.racks, "Racks that the workers are spread over; 0: unknown")
                 ->check(CLI::NonNegativeNumber));
   simulate->add_option("--policy", flags->policy, "longspan, or for comparison fifo, fifo-backfill or slurm")
@@ -64,13 +66,19 @@ CLI::App* AddSimulate(CLI::App* app, SimulateFlags* flags) {
   add_seconds("--checkpoint-seconds", &flags->checkpoint_seconds,
               "Between checkpoints; a stopped gang loses what it did since; 0: it saves when it stops");
   add_seconds("--min-run-seconds", &flags->min_run_seconds, "A gang runs so long before it is asked to stop");
-  simulate->add_option("--schedule-seconds", flags->schedule_seconds, "Between passes while jobs wait and nothing happens")
+  simulate
+      ->add_option("--schedule-seconds", flags->schedule_seconds, "Between passes while jobs wait and nothing happens")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   simulate
       ->add_option("--scaling-efficiency", flags->scaling_efficiency,
                    "A gang of a part of the largest size works at that part to the power of this")
       ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  simulate
+      ->add_option("--patience-seconds", flags->patience_seconds,
+                   "Of longspan: a job that has waited so long goes before its queue's share")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   simulate->add_option("--passes-max", flags->passes_max, "End after so many passes; 0: when all jobs have ended")
       ->check(CLI::NonNegativeNumber)
@@ -142,6 +150,7 @@ absl::Status RunSimulate(const SimulateFlags& flags, std::ostream& out) {
   absl::StatusOr<ClusterSpec> cluster = ClusterOf(flags);
   if (!cluster.ok()) return cluster.status();
   PolicyOptions policy_options;
+  policy_options.scheduler.patience = absl::Seconds(flags.patience_seconds);
   policy_options.schedule_interval = absl::Seconds(flags.schedule_seconds);
   absl::StatusOr<std::unique_ptr<Policy>> policy = MakePolicy(flags.policy, policy_options);
   if (!policy.ok()) return policy.status();
@@ -164,7 +173,8 @@ absl::Status WriteFile(const std::string& path, const std::string& text) {
 absl::Status RunGenerate(GenerateFlags flags, std::ostream& out) {
   flags.options.duration = absl::Seconds(flags.days * 86'400);
   if (flags.options.workers * flags.options.slots_per_worker < 80) {
-    return absl::InvalidArgumentError("the largest jobs have 80 slots; --workers times --slots-per-worker must be 80 or more");
+    return absl::InvalidArgumentError(
+        "the largest jobs have 80 slots; --workers times --slots-per-worker must be 80 or more");
   }
   const GeneratedTrace generated = GenerateTrace(flags.options);
   std::string lines;

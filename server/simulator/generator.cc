@@ -22,28 +22,34 @@ struct SizeShare {
   int64_t gpus;
   double up_to;
 };
-constexpr SizeShare kSizes[] = {{1, 0.6825},  {2, 0.7105},  {4, 0.7936},  {8, 0.9493},  {12, 0.9495}, {16, 0.9746}, {24, 0.9786},
-                                {32, 0.9927}, {40, 0.9941}, {48, 0.9952}, {56, 0.9960}, {64, 0.9973}, {80, 1.0}};
+constexpr SizeShare kSizes[] = {{1, 0.6825},  {2, 0.7105},  {4, 0.7936},  {8, 0.9493},  {12, 0.9495},
+                                {16, 0.9746}, {24, 0.9786}, {32, 0.9927}, {40, 0.9941}, {48, 0.9952},
+                                {56, 0.9960}, {64, 0.9973}, {80, 1.0}};
 
 // Philly: minutes within which the share of jobs has ended.
 struct Quantile {
   double share;
   double minutes;
 };
-constexpr Quantile kRun1[] = {{0.02, 0.3},  {0.05, 0.71}, {0.10, 0.93}, {0.20, 1.23}, {0.25, 1.92}, {0.30, 3.69},  {0.40, 10.35}, {0.50, 19.21},
-                              {0.60, 31.1}, {0.70, 43.8}, {0.80, 90.2}, {0.90, 236},  {0.95, 662},  {0.97, 1187}, {0.99, 5029},  {1, 10'000}};
-constexpr Quantile kRun2To4[] = {{0.02, 0.16},  {0.05, 0.23},  {0.10, 0.3}, {0.20, 0.6}, {0.25, 1.32}, {0.30, 2.9},  {0.40, 13.16},
-                                 {0.50, 29.02}, {0.60, 220},   {0.70, 597}, {0.80, 1459}, {0.90, 3446}, {0.95, 6181}, {1, 10'000}};
-constexpr Quantile kRun5To8[] = {{0.02, 0.31}, {0.05, 0.62}, {0.10, 1.27}, {0.20, 7.86}, {0.25, 13.62}, {0.30, 19.21}, {0.40, 66.2},
-                                 {0.50, 206},  {0.60, 438},  {0.70, 1187}, {0.80, 2804}, {0.90, 5575},  {0.95, 9336},  {1, 10'000}};
-constexpr Quantile kRunAbove8[] = {{0.02, 0.33}, {0.05, 0.58}, {0.10, 0.84}, {0.20, 3.95}, {0.25, 7.86}, {0.30, 15.1}, {0.40, 40.9},
-                                   {0.50, 136},  {0.60, 290},  {0.70, 685},  {0.80, 1187}, {0.90, 2902}, {0.95, 5575}, {1, 10'000}};
+constexpr Quantile kRun1[] = {{0.02, 0.3},   {0.05, 0.71},  {0.10, 0.93}, {0.20, 1.23}, {0.25, 1.92}, {0.30, 3.69},
+                              {0.40, 10.35}, {0.50, 19.21}, {0.60, 31.1}, {0.70, 43.8}, {0.80, 90.2}, {0.90, 236},
+                              {0.95, 662},   {0.97, 1187},  {0.99, 5029}, {1, 10'000}};
+constexpr Quantile kRun2To4[] = {{0.02, 0.16}, {0.05, 0.23},  {0.10, 0.3},   {0.20, 0.6}, {0.25, 1.32},
+                                 {0.30, 2.9},  {0.40, 13.16}, {0.50, 29.02}, {0.60, 220}, {0.70, 597},
+                                 {0.80, 1459}, {0.90, 3446},  {0.95, 6181},  {1, 10'000}};
+constexpr Quantile kRun5To8[] = {{0.02, 0.31},  {0.05, 0.62}, {0.10, 1.27}, {0.20, 7.86}, {0.25, 13.62},
+                                 {0.30, 19.21}, {0.40, 66.2}, {0.50, 206},  {0.60, 438},  {0.70, 1187},
+                                 {0.80, 2804},  {0.90, 5575}, {0.95, 9336}, {1, 10'000}};
+constexpr Quantile kRunAbove8[] = {{0.02, 0.33}, {0.05, 0.58}, {0.10, 0.84}, {0.20, 3.95}, {0.25, 7.86},
+                                   {0.30, 15.1}, {0.40, 40.9}, {0.50, 136},  {0.60, 290},  {0.70, 685},
+                                   {0.80, 1187}, {0.90, 2902}, {0.95, 5575}, {1, 10'000}};
 
 // Philly: nodes of the virtual clusters.
 constexpr int kQueueNodes[] = {64, 32, 16, 64, 64, 16, 32, 16, 8, 8, 32};
 
 // Minutes that people write down.
-constexpr double kRoundMinutes[] = {15, 30, 60, 120, 240, 480, 720, 1440, 2880, 4320, 7200, 10'080, 14'400, 20'160, 30'240, 43'200};
+constexpr double kRoundMinutes[] = {15,   30,   60,   120,    240,    480,    720,    1440,
+                                    2880, 4320, 7200, 10'080, 14'400, 20'160, 30'240, 43'200};
 
 // SplitMix64 (Steele, Lea, Flood 2014): the distributions of the standard library differ between libraries.
 class Random {
@@ -133,19 +139,21 @@ class Generator {
 
   void MakeQueueShares() {
     double sum = 0;
-    for (const int nodes : kQueueNodes) sum += nodes * std::exp(kQueueSigma * random_.Normal()), queue_up_to_.push_back(sum);
+    for (const int nodes : kQueueNodes)
+      sum += nodes * std::exp(kQueueSigma * random_.Normal()), queue_up_to_.push_back(sum);
     for (double& up_to : queue_up_to_) up_to /= sum;
   }
 
   TraceJob MakeJob() {
     TraceJob job;
-    const size_t queue = std::upper_bound(queue_up_to_.begin(), queue_up_to_.end() - 1, random_.Uniform()) - queue_up_to_.begin();
+    const size_t queue =
+        std::upper_bound(queue_up_to_.begin(), queue_up_to_.end() - 1, random_.Uniform()) - queue_up_to_.begin();
     job.queue = Queue(queue);
     job.user = fmt::format("{}-user{:02}", job.queue, static_cast<int>(random_.Uniform() * kUsersPerQueue));
     const double size_share = random_.Uniform();
-    job.sizes = {std::find_if(std::begin(kSizes), std::end(kSizes) - 1,
-                              [&](const SizeShare& each) { return size_share < each.up_to; })
-                     ->gpus};
+    job.sizes = {std::find_if(std::begin(kSizes), std::end(kSizes) - 1, [&](const SizeShare& each) {
+                   return size_share < each.up_to;
+                 })->gpus};
     job.run_time = Seconds(RunMinutes(job.sizes.front(), random_.Uniform()));
     job.planned_run_time = job.run_time;
     const double part = random_.Uniform();

@@ -33,13 +33,13 @@ struct GeneratorOptions {
   int64_t slots_per_worker = 8;
   int64_t racks = 8;
   absl::Duration duration = absl::Hours(14 * 24);
-  double load = 0.9;          // slot-seconds asked for by slot-seconds there
-  double limited = 0.5;       // share of jobs with a limit
-  double high_priority = 0;   // share of jobs of priority 80 instead of 50
-  double low_priority = 0;    // share of jobs of priority 20
-  double elastic = 0;         // share of jobs of two and more slots that run with a half or a quarter too
-  double required_gpu = 0;    // share of jobs that need the device of half of the workers
-  int64_t backlog = 0;        // jobs beside these that are there at the beginning
+  double load = 0.9;         // slot-seconds asked for by slot-seconds there
+  double limited = 0.5;      // share of jobs with a limit
+  double high_priority = 0;  // share of jobs of priority 80 instead of 50
+  double low_priority = 0;   // share of jobs of priority 20
+  double elastic = 0;        // share of jobs of two and more slots that run with a half or a quarter too
+  double required_gpu = 0;   // share of jobs that need the device of half of the workers
+  int64_t backlog = 0;       // jobs beside these that are there at the beginning
 };
 
 struct GeneratedTrace {

@@ -74,9 +74,8 @@ class Fifo : public Policy {
     std::vector<scheduler::Holding> holdings;
     for (const scheduler::RunningGang& gang : snapshot.gangs) {
       scheduler::Holding& holding = holdings.emplace_back();
-      holding.until = gang.expected_end > now
-                          ? gang.expected_end
-                          : now + std::max(absl::Minutes(1), (now - gang.start_time) / 10);
+      holding.until =
+          gang.expected_end > now ? gang.expected_end : now + std::max(absl::Minutes(1), (now - gang.start_time) / 10);
       for (const scheduler::Placement& rank : gang.ranks) {
         if (const auto slot = cluster.Find(rank)) holding.slots.push_back(*slot);
       }

@@ -20,8 +20,7 @@ double Percentile(const std::vector<double>& sorted, double share) {
 }
 
 double Mean(const std::vector<double>& values) {
-  return values.empty() ? 0
-                        : std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+  return values.empty() ? 0 : std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }
 
 class Waits {
@@ -93,8 +92,9 @@ std::string WaitRow(const std::string& name, const WaitNumbers& wait) {
 }
 
 nlohmann::ordered_json WaitJson(const WaitNumbers& wait) {
-  return {{"jobs", wait.jobs},     {"never_started", wait.never_started}, {"mean", wait.mean},
-          {"median", wait.median}, {"p90", wait.p90},                     {"p99", wait.p99},
+  return {{"jobs", wait.jobs},      {"never_started", wait.never_started},
+          {"mean", wait.mean},      {"median", wait.median},
+          {"p90", wait.p90},        {"p99", wait.p99},
           {"longest", wait.longest}};
 }
 
@@ -162,8 +162,9 @@ std::string ReportTable(const Report& report) {
   for (const auto& [queue, wait] : report.queues) text += WaitRow("queue " + queue, wait);
   text += fmt::format("\nutilisation        {:.1f} % of all slots are held from the first submit to the last\n",
                       100 * report.utilisation);
-  text += fmt::format("goodput            {:.1f} % of all slots do work that is kept, from the first submit to the last end\n",
-                      100 * report.goodput);
+  text += fmt::format(
+      "goodput            {:.1f} % of all slots do work that is kept, from the first submit to the last end\n",
+      100 * report.goodput);
   text += fmt::format("slowdown           {:.2f} mean, bounded\n", report.slowdown_mean);
   text += fmt::format("fairness           {:.3f} (Jain's index of slots by weight, while several queues wait: {})\n",
                       report.fairness, DurationText(report.contended_seconds));
@@ -171,11 +172,11 @@ std::string ReportTable(const Report& report) {
                       report.lost_slot_seconds / 3600);
   text += fmt::format("ended by limit     {}\n", report.ended_by_limit);
   text += fmt::format("makespan           {}\n", DurationText(report.makespan_seconds));
-  text += fmt::format("passes             {}, up to {} jobs wait; processor time p50 {:.2f} ms, p99 {:.2f} ms, longest {:.2f} ms; "
-                      "wall p50 {:.2f} ms, p99 {:.2f} ms\n",
-                      report.passes.count, report.passes.waiting_max, 1e3 * report.passes.cpu_p50,
-                      1e3 * report.passes.cpu_p99, 1e3 * report.passes.cpu_longest, 1e3 * report.passes.wall_p50,
-                      1e3 * report.passes.wall_p99);
+  text += fmt::format(
+      "passes             {}, up to {} jobs wait; processor time p50 {:.2f} ms, p99 {:.2f} ms, longest {:.2f} ms; "
+      "wall p50 {:.2f} ms, p99 {:.2f} ms\n",
+      report.passes.count, report.passes.waiting_max, 1e3 * report.passes.cpu_p50, 1e3 * report.passes.cpu_p99,
+      1e3 * report.passes.cpu_longest, 1e3 * report.passes.wall_p50, 1e3 * report.passes.wall_p99);
   return text;
 }
 
@@ -198,8 +199,10 @@ nlohmann::ordered_json ReportJson(const Report& report) {
   root["waiting_max"] = report.passes.waiting_max;
   root["work_max"] = WorkJson(report.work_max);
   root["work_total"] = WorkJson(report.work_total);
-  root["timing"] = {{"cpu_seconds_p50", report.passes.cpu_p50},   {"cpu_seconds_p99", report.passes.cpu_p99},
-                    {"cpu_seconds_max", report.passes.cpu_longest}, {"wall_seconds_p50", report.passes.wall_p50},
+  root["timing"] = {{"cpu_seconds_p50", report.passes.cpu_p50},
+                    {"cpu_seconds_p99", report.passes.cpu_p99},
+                    {"cpu_seconds_max", report.passes.cpu_longest},
+                    {"wall_seconds_p50", report.passes.wall_p50},
                     {"wall_seconds_p99", report.passes.wall_p99}};
   return root;
 }

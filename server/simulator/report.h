@@ -10,7 +10,7 @@ namespace longspan::simulator {
 
 struct WaitNumbers {
   int64_t jobs = 0;
-  int64_t never_started = 0;  // not in the numbers below
+  int64_t never_started = 0;                                   // not in the numbers below
   double mean = 0, median = 0, p90 = 0, p99 = 0, longest = 0;  // seconds from submit to first start
 };
 
@@ -24,11 +24,11 @@ struct SizeClass {
 
 struct Report {
   WaitNumbers wait;
-  std::vector<SizeClass> classes;   // 1, 2-4, 5-8, 9-31, 32 and more; empty classes are left out
+  std::vector<SizeClass> classes;  // 1, 2-4, 5-8, 9-31, 32 and more; empty classes are left out
   std::map<std::string, WaitNumbers> queues;
-  double slowdown_mean = 0;         // (wait + run) / run, runs shorter than 10 min counted as 10 min (bounded slowdown)
-  double utilisation = 0;           // slots held, first to last submit
-  double goodput = 0;               // slots' kept work by slots' time, first submit to last end
+  double slowdown_mean = 0;  // (wait + run) / run, runs shorter than 10 min counted as 10 min (bounded slowdown)
+  double utilisation = 0;    // slots held, first to last submit
+  double goodput = 0;        // slots' kept work by slots' time, first submit to last end
   double lost_slot_seconds = 0;
   int64_t preemptions = 0, resizes = 0, ended_by_limit = 0;
   double fairness = 1;

@@ -126,7 +126,8 @@ class Simulation {
 
   void Advance(absl::Time to) {
     const double seconds = absl::ToDoubleSeconds(to - now_);
-    const double before_last = absl::ToDoubleSeconds(std::min(to, result_.last_submit) - std::min(now_, result_.last_submit));
+    const double before_last =
+        absl::ToDoubleSeconds(std::min(to, result_.last_submit) - std::min(now_, result_.last_submit));
     result_.held_slot_seconds += static_cast<double>(held_) * before_last;
     result_.held_whole += static_cast<double>(held_) * seconds;
     if (seconds > 0) {
@@ -249,7 +250,8 @@ class Simulation {
     Mark(job, true);
     AddGang(number);
     // Rounded up, so that the work is done at the end and not a nanosecond later.
-    const absl::Duration to_end = absl::Ceil(job.setup + (job.trace->run_time - job.done) / job.rate, absl::Milliseconds(1));
+    const absl::Duration to_end =
+        absl::Ceil(job.setup + (job.trace->run_time - job.done) / job.rate, absl::Milliseconds(1));
     events_.push({now_ + std::min(to_end, LimitLeft(job)), Kind::kEnd, number, job.generation});
   }
 

@@ -25,10 +25,10 @@ struct SimulationOptions {
   absl::Duration restart_time = absl::Seconds(60);
   absl::Duration checkpoint_interval = absl::Minutes(30);
   absl::Duration min_run_time = absl::Minutes(10);
-  absl::Duration reservation = absl::Minutes(5);        // of slots that others give back
-  absl::Duration usage_half_life = absl::Hours(24);     // of a queue's use
-  double scaling_efficiency = 1;                        // exponent
-  bool estimate_by_progress = true;                     // of gangs that have run for progress_after
+  absl::Duration reservation = absl::Minutes(5);     // of slots that others give back
+  absl::Duration usage_half_life = absl::Hours(24);  // of a queue's use
+  double scaling_efficiency = 1;                     // exponent
+  bool estimate_by_progress = true;                  // of gangs that have run for progress_after
   absl::Duration progress_after = absl::Minutes(1);
   int64_t passes_max = 0;  // ends the simulation after so many; 0: when every job has ended
 };
@@ -62,7 +62,7 @@ struct SimulationResult {
   double fairness = 1;
   double contended_seconds = 0;
   std::vector<PassTime> passes;
-  scheduler::Work work_max;    // of one pass, each count by itself
+  scheduler::Work work_max;  // of one pass, each count by itself
   scheduler::Work work_total;
 };
 

@@ -34,10 +34,12 @@ class PlannedUse {
   }
 
   // Starts in this cycle use slots until their limit.
-  void AddRelease(absl::Time at, std::vector<SlotNumber> slots) { releases_.push_back({Rounded(at), std::move(slots)}); }
+  void AddRelease(absl::Time at, std::vector<SlotNumber> slots) {
+    releases_.push_back({Rounded(at), std::move(slots)});
+  }
 
-  // Earliest time from now on, within the window, at which the gang fits beside what is planned; its slots then. Reserves
-  // their nodes when that is later than now. InfiniteFuture when there is none.
+  // Earliest time from now on, within the window, at which the gang fits beside what is planned; its slots then.
+  // Reserves their nodes when that is later than now. InfiniteFuture when there is none.
   absl::Time Plan(const WaitingJob& job, const Access& access, Cluster& cluster, std::vector<SlotNumber>& slots) {
     const std::set<absl::Time> times = Times();
     std::sort(releases_.begin(), releases_.end(), [](const auto& a, const auto& b) { return a.at < b.at; });
@@ -100,9 +102,8 @@ class PlannedUse {
   std::vector<WorkerNumber> Blocked(absl::Time from, absl::Time to) const {
     std::vector<WorkerNumber> workers;
     for (WorkerNumber worker = 0; worker < static_cast<WorkerNumber>(reserved_.size()); ++worker) {
-      const bool blocked = std::any_of(reserved_[worker].begin(), reserved_[worker].end(), [&](const Interval& each) {
-        return each.from < to && from < each.to;
-      });
+      const bool blocked = std::any_of(reserved_[worker].begin(), reserved_[worker].end(),
+                                       [&](const Interval& each) { return each.from < to && from < each.to; });
       if (blocked) workers.push_back(worker);
     }
     return workers;
@@ -166,8 +167,8 @@ std::vector<const WaitingJob*> Slurm::ByPriority(const Snapshot& snapshot, absl:
     const double size = static_cast<double>(job->sizes.back()) / static_cast<double>(slots);
     const auto share = fair_share_.find(job->queue);
     const double fair = share == fair_share_.end() ? 1 : share->second;
-    const double priority = std::floor(options_.weight_age * age + options_.weight_fair_share * fair +
-                                       options_.weight_job_size * size);
+    const double priority =
+        std::floor(options_.weight_age * age + options_.weight_fair_share * fair + options_.weight_job_size * size);
     jobs.emplace_back(priority, job);
   }
   std::stable_sort(jobs.begin(), jobs.end(), [](const auto& a, const auto& b) {

@@ -10,12 +10,12 @@
 //   its first example. Age: time in the queue by PriorityMaxAge = 7 days, 1 at most. Job size: share of the cluster
 //   (PriorityFavorSmall = NO). Partition: 0 for all.
 // - fair_tree.html: accounts (our queues, one user each) are ranked by LF = S / U, shares by use, both normalised; the
-//   factor is the rank from the end by the number of accounts. Use decays with PriorityDecayHalfLife = 7 days; ranks are
-//   made anew every PriorityCalcPeriod = 5 min.
+//   factor is the rank from the end by the number of accounts. Use decays with PriorityDecayHalfLife = 7 days; ranks
+//   are made anew every PriorityCalcPeriod = 5 min.
 // A job's priority in the trace stands for its partition's PriorityTier and comes first.
 //
-// Not modelled: preemption, QOS, nice, TRES weights, licences, bf_yield; OverTimeLimit = UNLIMITED for jobs that gave no
-// limit, whose estimate (the queue's default) is the partition's DefaultTime. Gangs are placed as everywhere here.
+// Not modelled: preemption, QOS, nice, TRES weights, licences, bf_yield; OverTimeLimit = UNLIMITED for jobs that gave
+// no limit, whose estimate (the queue's default) is the partition's DefaultTime. Gangs are placed as everywhere here.
 #pragma once
 
 #include <map>
@@ -56,7 +56,7 @@ class Slurm : public Policy {
                                                        int64_t slots) const;
 
   const SlurmOptions options_;
-  std::map<std::string, double> use_;  // by queue, decayed slot-seconds
+  std::map<std::string, double> use_;    // by queue, decayed slot-seconds
   std::map<std::string, int64_t> held_;  // since use_time_
   absl::Time use_time_ = absl::InfinitePast();
   std::map<std::string, double> fair_share_;  // by queue: the factor

@@ -18,7 +18,7 @@ constexpr int kBadLinesTold = 20;
 constexpr double kSecondsMax = 1e10;  // 300 years: more is a wrong unit
 constexpr int64_t kSlotsMax = 1'000'000;
 constexpr double kBytesPerGiB = 1024.0 * 1024 * 1024;
-constexpr std::string_view kFields[] = {"id",    "submit", "slots",    "sizes",  "run_time",  "planned_run_time",
+constexpr std::string_view kFields[] = {"id",    "submit", "slots",    "sizes",  "run_time",   "planned_run_time",
                                         "limit", "queue",  "priority", "labels", "memory_gib", "user"};
 
 // What is wrong with one line; thrown by the readers of fields, caught where lines are counted.
@@ -29,8 +29,8 @@ struct BadField {
 double Seconds(const json& row, const char* field, double at_least) {
   const json& value = row.at(field);
   if (!value.is_number() || !(value.get<double>() >= at_least) || value.get<double>() > kSecondsMax) {
-    throw BadField{fmt::format("\"{}\" is {}; seconds from {} to {:.0e} are right", field, value.dump(), at_least,
-                               kSecondsMax)};
+    throw BadField{
+        fmt::format("\"{}\" is {}; seconds from {} to {:.0e} are right", field, value.dump(), at_least, kSecondsMax)};
   }
   return value.get<double>();
 }
@@ -45,7 +45,8 @@ std::string Text(const json& row, const char* field) {
 
 int64_t Integer(const json& value, const char* field, int64_t least, int64_t most) {
   if (!value.is_number_integer() || value.get<int64_t>() < least || value.get<int64_t>() > most) {
-    throw BadField{fmt::format("\"{}\" has {}; whole numbers from {} to {} are right", field, value.dump(), least, most)};
+    throw BadField{
+        fmt::format("\"{}\" has {}; whole numbers from {} to {} are right", field, value.dump(), least, most)};
   }
   return value.get<int64_t>();
 }
@@ -71,9 +72,8 @@ std::vector<int64_t> Sizes(const json& row) {
 
 std::map<std::string, std::string> Labels(const json& row) {
   const json& labels = row.at("labels");
-  const bool texts = labels.is_object() && std::all_of(labels.begin(), labels.end(), [](const json& v) {
-                       return v.is_string();
-                     });
+  const bool texts =
+      labels.is_object() && std::all_of(labels.begin(), labels.end(), [](const json& v) { return v.is_string(); });
   if (!texts) {
     throw BadField{fmt::format(R"("labels" is {}; texts by name are right, as in {{"gpu": "H200"}})", labels.dump())};
   }
@@ -148,7 +148,8 @@ absl::StatusOr<std::vector<TraceJob>> ReadTrace(std::istream& in, const std::str
     return absl::InvalidArgumentError(fmt::format("{} of {} lines are wrong{}{}", wrong_count, number, wrong,
                                                   wrong_count > kBadLinesTold ? "\n..." : ""));
   }
-  if (jobs.empty()) return absl::InvalidArgumentError(fmt::format("{} has no job; one JSON object a line is right", name));
+  if (jobs.empty())
+    return absl::InvalidArgumentError(fmt::format("{} has no job; one JSON object a line is right", name));
   std::stable_sort(jobs.begin(), jobs.end(), [](const TraceJob& a, const TraceJob& b) { return a.submit < b.submit; });
   return jobs;
 }

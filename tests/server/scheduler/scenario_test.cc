@@ -39,8 +39,7 @@ std::string Play(const std::string& text) {
 class ScenarioTest : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(ScenarioTest, ComesOutAsWritten) {
-  const std::filesystem::path path =
-      testing::SourceDir() / "tests/server/scheduler/scenarios" / (GetParam() + ".txt");
+  const std::filesystem::path path = testing::SourceDir() / "tests/server/scheduler/scenarios" / (GetParam() + ".txt");
   std::ifstream file(path);
   ASSERT_TRUE(file) << path;
   std::stringstream content;
