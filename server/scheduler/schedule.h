@@ -107,7 +107,7 @@ struct Snapshot {
 struct Options {
   absl::Duration usage_half_life = absl::Hours(24);  // of a queue's use; the caller decays, the order looks ahead by it
   absl::Duration patience =
-      absl::Hours(4);  // who has waited that long goes first of his priority, whatever his queue had
+      absl::Hours(6);  // who has waited that long goes first of his priority, whatever his queue had
   absl::Duration stop_time = absl::Minutes(2);    // that a gang takes to save and stop; no less is waited for instead
   absl::Duration reservation = absl::Minutes(5);  // slots are kept that long for whom others stop; above stop_time
   absl::Duration resize_interval = absl::Minutes(10);  // a gang grows after so long, if it has as long to go

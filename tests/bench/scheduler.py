@@ -1,6 +1,6 @@
 """Waits, utilisation and fairness of the scheduler beside FIFO, FIFO with backfill and Slurm's rules, on generated traces.
 
-    tests/bench/scheduler.py [--server build/release/bin/longspan-server] [--seeds 5] [--days 28] [--load 0.95] [--out FILE]
+    tests/bench/scheduler.py [--server build/release/bin/longspan-server] [--seeds 5] [--workers 64] [--days 28] [--load 0.95] [--out FILE]
 
 Every policy replays the same trace of each seed in virtual time (`longspan-server simulate`); the trace is of the shape of Philly and
 Helios (`longspan-server generate-trace`). Writes results/scheduler.json, and the tables of server/scheduler/README.md from it.
@@ -66,7 +66,7 @@ def run(server, *flags):
 
 def measure(flags, trace_name, seed, policy):
     """A row; from the folder of an earlier run where it is there."""
-    name = f"{trace_name}-{seed}-{flags.days:g}-{flags.load:g}"
+    name = f"{trace_name}-{seed}-{flags.workers}-{flags.days:g}-{flags.load:g}"
     saved = flags.work / f"{name}-{policy}.json"
     if not saved.exists():
         report = run(flags.server, "simulate", flags.work / f"{name}.jsonl", "--cluster", flags.work / f"{name}.json", "--output", "json",
@@ -76,9 +76,9 @@ def measure(flags, trace_name, seed, policy):
 
 
 def generate(flags, trace_name, seed):
-    name = f"{trace_name}-{seed}-{flags.days:g}-{flags.load:g}"
+    name = f"{trace_name}-{seed}-{flags.workers}-{flags.days:g}-{flags.load:g}"
     run(flags.server, "generate-trace", "--trace", flags.work / f"{name}.jsonl", "--cluster", flags.work / f"{name}.json", "--seed", seed,
-        "--days", flags.days, "--load", flags.load, *TRACES[trace_name][0])  # fmt: skip
+        "--days", flags.days, "--load", flags.load, "--workers", flags.workers, *TRACES[trace_name][0])  # fmt: skip
 
 
 def values(rows, trace, policy, value):
@@ -95,6 +95,8 @@ def table(rows, trace, measures):
     policies = TRACES[trace][1]
     lines = ["| | " + " | ".join(measures) + " |", "| " + " | ".join(["---"] * (len(measures) + 1)) + " |"]
     for policy in policies:
+        if not values(rows, trace, policy, lambda report: report):
+            continue  # --without
         lines.append(f"| {policy} | " + " | ".join(cell(values(rows, trace, policy, value)) for value in measures.values()) + " |")
     return "\n".join(lines)
 
@@ -114,7 +116,7 @@ def publish(result, out):
     path.write_text(json.dumps(result, indent=1) + "\n")
     rows = result["rows"]
     plain = {name: value for name, (value, _) in MEASURES.items()}
-    text = f"{result['seeds']} seeds, mean (smallest–largest); {result['days']} days, load {result['load']}; {result['date']}.\n\n"
+    text = f"{result['seeds']} seeds, mean (smallest–largest); {result['workers']} workers of 8 slots, {result['days']:g} days, load {result['load']}; {result['date']}.\n\n"
     text += table(rows, "plain", plain)
     text += "\n\nLongspan by FIFO with backfill, above 1 is worse: "
     text += ", ".join(f"{name.split(',')[0] if '%' in name else name.removesuffix(', h')} {ratio:.2f}" for name, ratio in result["ratios"].items())
@@ -130,8 +132,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", default=ROOT / "build/release/bin/longspan-server")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=64, help="of 8 slots")
     parser.add_argument("--days", type=float, default=28)
     parser.add_argument("--load", type=float, default=0.95)
+    parser.add_argument("--without", nargs="*", default=[], choices=list(POLICIES), help="policies that are not run")
     parser.add_argument("--work", type=pathlib.Path, help="folder that keeps traces and reports, so that a run that was cut off goes on")
     parser.add_argument("--out", type=pathlib.Path, help="JSON; default: results/scheduler.json, and the README is written from it")
     flags = parser.parse_args()
@@ -140,10 +144,10 @@ def main():
         flags.work.mkdir(parents=True, exist_ok=True)
         traces = [(trace, seed) for trace in TRACES for seed in range(1, flags.seeds + 1)]
         list(pool.map(lambda task: generate(flags, *task), traces))
-        tasks = [(trace, seed, policy) for trace, seed in traces for policy in TRACES[trace][1]]
+        tasks = [(trace, seed, policy) for trace, seed in traces for policy in TRACES[trace][1] if policy not in flags.without]
         tasks.sort(key=lambda task: "Slurm" in task[2])  # it takes twenty times as long as the others
         rows = list(pool.map(lambda task: measure(flags, *task), tasks))
-    result = {"date": datetime.date.today().isoformat(), "seeds": flags.seeds, "days": flags.days, "load": flags.load}
+    result = {"date": datetime.date.today().isoformat(), "seeds": flags.seeds, "workers": flags.workers, "days": flags.days, "load": flags.load}
     result |= {"ratios": ratios(rows), "rows": rows}
     publish(result, flags.out)
     wrong = {name: ratio for name, ratio in result["ratios"].items() if ratio > WORSE_MAX}
