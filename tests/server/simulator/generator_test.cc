@@ -90,7 +90,9 @@ TEST(GeneratorTest, MixesWhatIsAskedFor) {
   EXPECT_NEAR(Share(trace.jobs, [](const TraceJob& job) { return job.priority == 20; }), 0.2, 0.02);
   EXPECT_NEAR(Share(trace.jobs, [](const TraceJob& job) { return !job.requirements.labels.empty(); }), 0.3, 0.03);
   EXPECT_NEAR(Share(trace.jobs, [](const TraceJob& job) { return job.sizes.size() > 1; }), 0.16, 0.02);
-  EXPECT_GE(std::count_if(trace.jobs.begin(), trace.jobs.end(), [](const TraceJob& job) { return job.submit == absl::ZeroDuration(); }), 1000);
+  EXPECT_GE(std::count_if(trace.jobs.begin(), trace.jobs.end(),
+                          [](const TraceJob& job) { return job.submit == absl::ZeroDuration(); }),
+            1000);
   EXPECT_EQ(trace.cluster.SlotCount(), 1024);
 }
 

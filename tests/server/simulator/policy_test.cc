@@ -83,7 +83,8 @@ TEST(PolicyTest, SlurmPrefersTheLargerJob) {
 }
 
 TEST(PolicyTest, PriorityComesFirstEverywhere) {
-  std::vector<TraceJob> trace = {Job("runs", 0, 1, 3600, 3600), Job("older", 10, 1, 60, 60), Job("higher", 20, 1, 60, 60)};
+  std::vector<TraceJob> trace = {Job("runs", 0, 1, 3600, 3600), Job("older", 10, 1, 60, 60),
+                                 Job("higher", 20, 1, 60, 60)};
   trace[0].priority = trace[2].priority = 60;
   for (const char* policy : {"longspan", "fifo", "fifo-backfill", "slurm"}) {
     EXPECT_EQ(Starts(policy, Workers(1, 1), trace), (std::vector<double>{0, 3660, 3600})) << policy;

@@ -53,7 +53,8 @@ SimulationResult Replay(const ClusterSpec& cluster, const std::vector<TraceJob>&
 double Seconds(absl::Time time) { return absl::ToDoubleSeconds(time - absl::UnixEpoch()); }
 
 TEST(SimulationTest, OneAfterTheOther) {
-  const SimulationResult result = Replay(Slots(2), {Job("a", 0, {2}, 100), Job("b", 10, {1}, 50), Job("c", 20, {1}, 70)});
+  const SimulationResult result =
+      Replay(Slots(2), {Job("a", 0, {2}, 100), Job("b", 10, {1}, 50), Job("c", 20, {1}, 70)});
   EXPECT_EQ(Seconds(result.jobs[0].end), 100);
   EXPECT_EQ(Seconds(result.jobs[1].start), 100);
   EXPECT_EQ(Seconds(result.jobs[2].start), 100) << "at the moment in which the slots come free";
@@ -150,7 +151,8 @@ TEST(SimulationTest, FairnessIsJainsIndexOfSlotsByWeightWhileQueuesWait) {
   cluster.queues["a"].weight = 1;
   cluster.queues["b"].weight = 1;
   // From 0 to 100, a holds three slots and b one, and both wait: (3 + 1)^2 / (2 (9 + 1)) = 0.8. Then both hold two.
-  std::vector<TraceJob> trace = {Job("a1", 0, {3}, 100), Job("b1", 0, {1}, 100), Job("a2", 0, {2}, 50), Job("b2", 0, {2}, 50)};
+  std::vector<TraceJob> trace = {Job("a1", 0, {3}, 100), Job("b1", 0, {1}, 100), Job("a2", 0, {2}, 50),
+                                 Job("b2", 0, {2}, 50)};
   for (TraceJob& job : trace) job.queue = job.id.value().substr(0, 1);
   const SimulationResult result = Replay(cluster, trace);
   EXPECT_DOUBLE_EQ(result.fairness, 0.8);

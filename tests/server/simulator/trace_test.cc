@@ -19,11 +19,12 @@ absl::StatusOr<std::vector<TraceJob>> Read(const std::string& text) {
 std::string Message(const std::string& text) { return std::string(Read(text).status().message()); }
 
 TEST(TraceTest, ReadsEveryField) {
-  const auto jobs = Read(R"({"id": "b", "submit": 7.5, "sizes": [2, 4], "run_time": 60, "planned_run_time": 90, "limit": 120,)"
-                         R"( "queue": "q", "priority": 80, "user": "u", "labels": {"gpu": "H200"}, "memory_gib": 1.5})"
-                         "\n\n# a comment\n"
-                         R"({"id": "a", "submit": 1, "slots": 1, "run_time": 5})"
-                         "\n");
+  const auto jobs =
+      Read(R"({"id": "b", "submit": 7.5, "sizes": [2, 4], "run_time": 60, "planned_run_time": 90, "limit": 120,)"
+           R"( "queue": "q", "priority": 80, "user": "u", "labels": {"gpu": "H200"}, "memory_gib": 1.5})"
+           "\n\n# a comment\n"
+           R"({"id": "a", "submit": 1, "slots": 1, "run_time": 5})"
+           "\n");
   ASSERT_TRUE(jobs.ok()) << jobs.status();
   ASSERT_EQ(jobs->size(), 2u);
   EXPECT_EQ((*jobs)[0].id.value(), "a") << "by submit time";
@@ -68,9 +69,10 @@ TEST(TraceTest, EveryBadLineIsToldWithItsNumberAndWhatWouldBeRight) {
 TEST(TraceTest, AnEmptyTraceIsAnError) { EXPECT_THAT(Message("# nothing\n"), HasSubstr("has no job")); }
 
 TEST(ClusterTest, ReadsWhatItWritesAndNamesWhatIsWrong) {
-  const auto cluster = ParseCluster(R"({"workers": [{"count": 3, "slots": 4, "device": "NVIDIA H200", "racks": 2}],)"
-                                    R"( "queues": [{"name": "q", "weight": 2, "slots_max": 5, "run_time_default": 60}]})",
-                                    "c.json");
+  const auto cluster =
+      ParseCluster(R"({"workers": [{"count": 3, "slots": 4, "device": "NVIDIA H200", "racks": 2}],)"
+                   R"( "queues": [{"name": "q", "weight": 2, "slots_max": 5, "run_time_default": 60}]})",
+                   "c.json");
   ASSERT_TRUE(cluster.ok()) << cluster.status();
   EXPECT_EQ(cluster->SlotCount(), 12);
   EXPECT_EQ(cluster->queues.at("q").run_time_default, absl::Minutes(1));
@@ -81,11 +83,14 @@ TEST(ClusterTest, ReadsWhatItWritesAndNamesWhatIsWrong) {
   EXPECT_EQ(workers[0].labels.at("rack"), workers[2].labels.at("rack"));
   EXPECT_NE(workers[0].labels.at("rack"), workers[1].labels.at("rack"));
 
-  const auto wrong = [](const std::string& text) { return std::string(ParseCluster(text, "c.json").status().message()); };
+  const auto wrong = [](const std::string& text) {
+    return std::string(ParseCluster(text, "c.json").status().message());
+  };
   EXPECT_THAT(wrong(R"({"workers": []})"), HasSubstr("\"workers\" is empty"));
   EXPECT_THAT(wrong(R"({"workers": [{"slots": 0}]})"), HasSubstr("c.json: workers[0].slots is 0"));
   EXPECT_THAT(wrong(R"({"workers": [{"slot": 8}]})"), HasSubstr("workers[0] has \"slot\"; known are count, slots"));
-  EXPECT_THAT(wrong(R"({"workers": [{}], "queues": [{"name": "q", "weight": 0}]})"), HasSubstr("queues[0].weight is 0"));
+  EXPECT_THAT(wrong(R"({"workers": [{}], "queues": [{"name": "q", "weight": 0}]})"),
+              HasSubstr("queues[0].weight is 0"));
   EXPECT_THAT(wrong("{"), HasSubstr("no JSON"));
 }
 
