@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
@@ -18,6 +19,7 @@
 #include "server/http/http_server.h"
 #include "server/restore.h"
 #include "server/rpc/rpc_server.h"
+#include "server/simulator/command.h"
 #include "server/store/sqlite_store.h"
 
 namespace longspan {
@@ -332,6 +334,12 @@ absl::Status ServeIn(Flags flags) {
   return Serve(flags);
 }
 
+int ExitCode(const absl::Status& status) {
+  if (status.ok()) return 0;
+  std::cerr << "longspan-server: " << status.message() << "\n";
+  return 1;
+}
+
 int Main(int argc, char** argv) {
   CLI::App app{"The coordinator of a Longspan cluster: accepts jobs, places them on workers, keeps the truth."};
   Flags flags;
@@ -347,10 +355,13 @@ int Main(int argc, char** argv) {
   std::string restore_from;
   restore->add_option("--from", restore_from, "File that backup wrote")->required();
   restore->add_option("--data-dir", backup_data_dir, "Folder of the database; must not have one")->required();
+  simulator::Commands simulator(&app);
   app.require_subcommand(0, 1);
   CLI::App* serve = &app;
-  const std::string first = argc > 1 ? argv[1] : "";
-  const bool has_subcommand = first == "version" || first == "backup" || first == "restore";
+  const std::vector<CLI::App*> subcommands = app.get_subcommands([](CLI::App*) { return true; });
+  const bool has_subcommand =
+      argc > 1 && std::any_of(subcommands.begin(), subcommands.end(),
+                              [&](CLI::App* subcommand) { return subcommand->check_name(argv[1]); });
   if (!has_subcommand) AddServeFlags(serve, &flags);
   try {
     app.parse(argc, argv);
@@ -365,12 +376,11 @@ int Main(int argc, char** argv) {
     std::cout << "longspan-server " << LONGSPAN_VERSION << "\n";
     return 0;
   }
+  if (simulator.Parsed()) return ExitCode(simulator.Run(std::cout));
   const absl::Status status = backup->parsed()    ? Backup(backup_data_dir, backup_target)
                               : restore->parsed() ? Restore(restore_from, backup_data_dir)
                                                   : ServeIn(flags);
-  if (status.ok()) return 0;
-  std::cerr << "longspan-server: " << status.message() << "\n";
-  return 1;
+  return ExitCode(status);
 }
 
 }  // namespace

@@ -19,6 +19,7 @@ void LetGo(const Holding& holding, Cluster& cluster) {
 
 std::vector<SlotNumber> AllUsable(const Access& access, const Cluster& cluster) {
   std::vector<SlotNumber> slots;
+  cluster.work().slots += cluster.SlotsBegin(cluster.WorkerCount());
   for (SlotNumber slot = 0; slot < cluster.SlotsBegin(cluster.WorkerCount()); ++slot) {
     if (cluster.IsUsable(slot, access)) slots.push_back(slot);
   }
@@ -30,6 +31,7 @@ std::vector<SlotNumber> AllUsable(const Access& access, const Cluster& cluster) 
 EarliestStart FindEarliestStart(int64_t size, const std::vector<WorkerId>& avoid, const Access& access,
                                 std::vector<Holding> holdings, Cluster cluster, absl::Time now) {
   EarliestStart start;
+  ++cluster.work().cluster_copies;
   start.slots = AllUsable(access, cluster);
   std::sort(holdings.begin(), holdings.end(), [](const Holding& a, const Holding& b) { return a.until < b.until; });
   for (size_t i = 0; i < holdings.size(); ++i) {

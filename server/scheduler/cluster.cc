@@ -12,7 +12,7 @@ constexpr char kRackLabel[] = "rack";
 
 }  // namespace
 
-Cluster::Cluster(const Snapshot& snapshot) : snapshot_(&snapshot) {
+Cluster::Cluster(const Snapshot& snapshot, Work* work) : snapshot_(&snapshot), work_(work) {
   std::map<std::string, int32_t> racks;
   for (const WorkerSlots& worker : snapshot.workers) {
     const WorkerNumber number = static_cast<WorkerNumber>(begin_.size());

@@ -27,8 +27,8 @@ struct Access {
 
 class Cluster {
  public:
-  // `snapshot` outlives it and its copies.
-  explicit Cluster(const Snapshot& snapshot);
+  // `snapshot` and `work`, where what was looked at is counted, outlive it and its copies.
+  Cluster(const Snapshot& snapshot, Work* work);
 
   // The class of these requirements; made when it is new.
   ClassNumber ClassOf(const Requirements& requirements);
@@ -63,6 +63,7 @@ class Cluster {
   // Workers with the same label `rack` have the same number; -1 without one.
   int32_t Rack(WorkerNumber worker) const { return racks_[worker]; }
   bool AnyOpen() const { return any_open_; }
+  Work& work() const { return *work_; }
 
   int64_t SlotlessRanks(WorkerNumber worker) const { return slotless_[worker]; }
   void AddSlotlessRank(WorkerNumber worker) { ++slotless_[worker]; }
@@ -89,6 +90,7 @@ class Cluster {
   int64_t CountOwned(SlotNumber begin, SlotNumber end, const Access& access) const;
 
   const Snapshot* snapshot_;
+  Work* work_;
   bool any_open_ = false;
   std::vector<SlotNumber> begin_;        // by worker, and one more
   std::vector<WorkerNumber> worker_of_;  // by slot

@@ -36,6 +36,7 @@ absl::Time Forecast::Add(const WaitingJob& job, ClassNumber requirements) {
     if (cluster_.IsFeasible(it->second, requirements)) taken.push_back(*it);
     if (static_cast<int64_t>(taken.size()) == job.sizes.front()) break;
   }
+  cluster_.work().slots += looked_at;
   if (static_cast<int64_t>(taken.size()) < job.sizes.front()) return absl::InfiniteFuture();
   const absl::Time start = std::max({now_, taken.back().first, job.not_before});
   for (const auto& slot : taken) {

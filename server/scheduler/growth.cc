@@ -17,6 +17,7 @@ bool MayGrow(const GangSlots& gang, const Options& options, absl::Time now) {
 
 // As if its own slots were free, so that it may also end up on one worker. Empty when it gains nothing.
 std::vector<SlotNumber> PlaceLarger(const GangSlots& gang, int64_t size_max, Cluster cluster) {
+  ++cluster.work().cluster_copies;
   const int64_t size = static_cast<int64_t>(gang.gang->ranks.size());
   std::vector<int64_t> larger;
   std::copy_if(gang.gang->sizes.begin(), gang.gang->sizes.end(), std::back_inserter(larger),

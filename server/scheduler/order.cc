@@ -18,6 +18,10 @@ struct Share {
   double slot_seconds = 0;  // had and promised
 };
 
+void Promise(const WaitingJob& job, const Options& options, Share& share) {
+  if (!job.sizes.empty()) share.slot_seconds += Charge(job.sizes.back(), job.estimate, options);
+}
+
 std::map<std::string, Share> SharesNow(const Snapshot& snapshot, absl::Time now, const Options& options) {
   std::map<std::string, Share> shares;
   for (const auto& [name, queue] : snapshot.queues) shares[name] = {queue.weight, queue.used_slot_seconds};
@@ -54,7 +58,7 @@ void Merge(std::map<std::string, Line>& lines, const Options& options, std::vect
     heap.pop();
     const WaitingJob& job = line->Head();
     order.push_back(&job);
-    if (!job.sizes.empty()) line->share->slot_seconds += Charge(job.sizes.back(), job.estimate, options);
+    Promise(job, options, *line->share);
     if (++line->next < line->jobs.size()) heap.push(line);
   }
 }
@@ -66,6 +70,7 @@ std::vector<const WaitingJob*> OrderQueue(const Snapshot& snapshot, absl::Time n
   std::vector<const WaitingJob*> jobs;
   jobs.reserve(snapshot.jobs.size());
   for (const WaitingJob& job : snapshot.jobs) jobs.push_back(&job);
+  // The oldest first, so those that have waited long enough stand at the front of their priority.
   std::sort(jobs.begin(), jobs.end(), [](const WaitingJob* a, const WaitingJob* b) {
     return std::make_tuple(-a->priority, a->submit_time, std::cref(a->id)) <
            std::make_tuple(-b->priority, b->submit_time, std::cref(b->id));
@@ -75,6 +80,16 @@ std::vector<const WaitingJob*> OrderQueue(const Snapshot& snapshot, absl::Time n
   for (size_t begin = 0; begin < jobs.size();) {
     std::map<std::string, Line> lines;
     size_t end = begin;
+    for (; end < jobs.size() && jobs[end]->priority == jobs[begin]->priority &&
+           now - jobs[end]->submit_time >= options.patience;
+         ++end) {
+      order.push_back(jobs[end]);
+      Promise(*jobs[end], options, shares[jobs[end]->queue]);
+    }
+    if (end > begin) {
+      begin = end;
+      continue;
+    }
     for (; end < jobs.size() && jobs[end]->priority == jobs[begin]->priority; ++end) {
       Line& line = lines[jobs[end]->queue];
       line.share = &shares[jobs[end]->queue];

@@ -32,6 +32,7 @@ bool IsAvoided(const std::vector<WorkerId>& avoid, const WorkerSlots& worker) {
 
 std::vector<Candidate> Candidates(const std::vector<WorkerId>& avoid, const Access& access, const Cluster& cluster) {
   std::vector<Candidate> candidates;
+  cluster.work().workers += cluster.WorkerCount();
   for (WorkerNumber w = 0; w < cluster.WorkerCount(); ++w) {
     const int64_t usable = cluster.UsableOn(w, access);
     if (usable > 0 && !IsAvoided(avoid, cluster.Worker(w))) candidates.push_back({w, usable});
@@ -42,6 +43,7 @@ std::vector<Candidate> Candidates(const std::vector<WorkerId>& avoid, const Acce
 void TakeSlots(const Candidate& candidate, int64_t count, const Access& access, Cluster& cluster,
                std::vector<SlotNumber>& taken) {
   for (SlotNumber slot = cluster.SlotsBegin(candidate.worker); count > 0; ++slot) {
+    ++cluster.work().slots;
     if (!cluster.IsUsable(slot, access)) continue;
     cluster.Take(slot);
     taken.push_back(slot);
@@ -100,6 +102,7 @@ std::vector<SlotNumber> PlaceLargest(const std::vector<int64_t>& sizes, int64_t 
                                      const std::vector<WorkerId>& avoid, const Access& access, Cluster& cluster) {
   const int64_t usable = std::min(limit, cluster.Usable(access));
   if (sizes.empty() || sizes.front() > usable) return {};
+  ++cluster.work().placements;
   static const std::vector<WorkerId> kNone;
   for (const std::vector<WorkerId>* avoided : {&avoid, &kNone}) {
     const std::vector<Candidate> candidates = Candidates(*avoided, access, cluster);

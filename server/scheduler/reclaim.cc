@@ -79,6 +79,7 @@ std::vector<Candidate> ChooseFewest(std::vector<Candidate> candidates, const std
 
 std::optional<Reclaimed> TryPlacement(const WaitingJob& job, const Access& access, const std::vector<Candidate>& chosen,
                                       Cluster cluster) {
+  ++cluster.work().cluster_copies;
   for (const Candidate& candidate : chosen) {
     for (const SlotNumber slot : candidate.gives) cluster.Release(slot);
   }

@@ -30,7 +30,7 @@ class Pass {
       : snapshot_(snapshot),
         now_(now),
         options_(options),
-        cluster_(snapshot),
+        cluster_(snapshot, &plan_.work),
         elsewhere_(ElsewhereText(snapshot.workers)) {
     KeepReservations();
     TakeGangs();
@@ -48,6 +48,11 @@ class Pass {
     JobId job_id;
     int64_t size = 0;
     EarliestStart start;
+  };
+
+  struct Yielding {  // priorities of gangs that may be asked to give slots back
+    int64_t lowest = kNoLimit;
+    int64_t lowest_elastic = kNoLimit;
   };
 
   // ---- before the first job ----
@@ -240,19 +245,28 @@ class Pass {
     return true;
   }
 
-  bool AnyoneMayYield(const WaitingJob& job) const {
-    return std::any_of(gangs_.begin(), gangs_.end(), [&](const GangSlots& gang) {
+  bool AnyoneMayYield(const WaitingJob& job) {
+    if (!yielding_) yielding_ = FindYielding();
+    return yielding_->lowest < job.priority || yielding_->lowest_elastic <= job.priority;
+  }
+
+  // Asked for every job that does not fit, so found once for as long as nobody else is asked to stop.
+  Yielding FindYielding() const {
+    Yielding yielding;
+    for (const GangSlots& gang : gangs_) {
       const RunningGang& running = *gang.gang;
-      const bool elastic = running.sizes.size() > 1 && running.priority <= job.priority;
-      return !gang.asked && !running.stopping && running.protected_until <= now_ &&
-             (elastic || running.priority < job.priority);
-    });
+      if (gang.asked || running.stopping || running.protected_until > now_) continue;
+      yielding.lowest = std::min(yielding.lowest, running.priority);
+      if (running.sizes.size() > 1) yielding.lowest_elastic = std::min(yielding.lowest_elastic, running.priority);
+    }
+    return yielding;
   }
 
   // Its slots stay taken, and are let go when it has stopped; what it keeps is kept for it.
   void AskToStop(const Concession& concession, Stop::Why why, const JobId& beneficiary) {
     GangSlots& gang = gangs_[concession.gang];
     gang.asked = true;
+    yielding_.reset();
     for (Holding& holding : holdings_) {
       if (!holding.reservation && holding.slots == gang.slots) holding.until = now_ + options_.stop_time;
     }
@@ -353,6 +367,7 @@ class Pass {
   const Snapshot& snapshot_;
   const absl::Time now_;
   const Options& options_;
+  Plan plan_;
   Cluster cluster_;
   const std::string elsewhere_;
   std::vector<GangSlots> gangs_;
@@ -361,12 +376,26 @@ class Pass {
   std::map<std::string, int64_t> queue_slots_;  // held or reserved
   std::map<std::string, JobId> at_quota_;       // the first job of a queue that waits for its quota
   std::optional<Blocked> blocked_;
+  std::optional<Yielding> yielding_;
   int reclaims_ = 0;
-  Plan plan_;
   std::vector<const WaitingJob*> waiting_;  // beside plan_.waits
 };
 
 }  // namespace
+
+void Work::Add(const Work& other) {
+  placements += other.placements;
+  workers += other.workers;
+  slots += other.slots;
+  cluster_copies += other.cluster_copies;
+}
+
+void Work::TakeMax(const Work& other) {
+  placements = std::max(placements, other.placements);
+  workers = std::max(workers, other.workers);
+  slots = std::max(slots, other.slots);
+  cluster_copies = std::max(cluster_copies, other.cluster_copies);
+}
 
 Plan Schedule(const Snapshot& snapshot, absl::Time now, const Options& options) {
   return Pass(snapshot, now, options).Run();

@@ -107,6 +107,8 @@ struct Snapshot {
 
 struct Options {
   absl::Duration usage_half_life = absl::Hours(24);  // of a queue's use; the caller decays, the order looks ahead by it
+  absl::Duration patience =
+      absl::Hours(6);  // who has waited that long goes first of his priority, whatever his queue had
   absl::Duration stop_time = absl::Minutes(2);    // that a gang takes to save and stop; no less is waited for instead
   absl::Duration reservation = absl::Minutes(5);  // slots are kept that long for whom others stop; above stop_time
   absl::Duration resize_interval = absl::Minutes(10);  // a gang grows after so long, if it has as long to go
@@ -138,11 +140,22 @@ struct Wait {
   std::string message;                                 // a sentence
   absl::Time expected_start = absl::InfiniteFuture();  // by estimates; InfiniteFuture: cannot be known
 };
+// What a pass looked at: the same on every machine, so that tests can bound what it costs.
+struct Work {
+  int64_t placements = 0;      // gangs tried to be placed
+  int64_t workers = 0;         // looked at while doing so
+  int64_t slots = 0;           // looked at, one by one
+  int64_t cluster_copies = 0;  // to try something out
+
+  void Add(const Work& other);
+  void TakeMax(const Work& other);  // of each by itself
+};
 struct Plan {
   std::vector<Start> starts;  // in queue order
   std::vector<Stop> stops;
   std::vector<Reserve> reserves;
   std::vector<Wait> waits;  // in queue order
+  Work work;
 };
 
 // Reasons of waits.

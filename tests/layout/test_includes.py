@@ -33,6 +33,7 @@ ARROWS = {
     "worker/storage": ([PURE_SUPPORT], [FORMATS, OPENSSL, CURL]),
     "server/core": ([r"proto/support/(ids|check|first_bytes)\.h", "server/scheduler"], [ABSL, FORMATS]),
     "server/scheduler": ([r"proto/support/(ids|check)\.h"], [ABSL, FORMATS]),
+    "server/simulator": ([r"proto/support/(ids|check)\.h", "server/scheduler"], [ABSL, FORMATS, CLI]),
     "server/store": (["proto/support", "server/core"], [ABSL, FORMATS, LOG, SQLITE]),
     "server/rpc": (["proto", "server", "worker/model_config", "worker/planner", "worker/storage"], [GRPC, ABSL, FORMATS, LOG, HTTP, OPENSSL]),
     "server/http": (["proto", "server", "worker/planner", "worker/storage"], [GRPC, ABSL, FORMATS, LOG, HTTP]),

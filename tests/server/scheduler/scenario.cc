@@ -132,8 +132,9 @@ void Scenario::AddJob(const std::string& name, const Words& words) {
   if (words.contains("priority")) job.priority = std::stoll(words.at("priority"));
   if (words.contains("queue")) job.queue = words.at("queue");
   // In the order of the file unless it says otherwise.
-  job.submit_time = absl::FromUnixSeconds(words.contains("submit") ? std::stoll(words.at("submit"))
-                                                                   : static_cast<int64_t>(snapshot_.jobs.size()));
+  const int64_t order = words.contains("submit") ? std::stoll(words.at("submit")) : std::ssize(snapshot_.jobs);
+  const absl::Duration waited = words.contains("waited") ? DurationOf(words.at("waited")) : absl::Hours(1);
+  job.submit_time = kScenarioNow - waited + absl::Seconds(order);
   if (words.contains("estimate")) job.estimate = DurationOf(words.at("estimate"));
   job.requirements = RequirementsOf(words);
   if (words.contains("avoid")) job.avoid.push_back(WorkerId(words.at("avoid")));

@@ -1,7 +1,8 @@
 // A cluster and its queue, written down in lines, and the plan for it in lines.
 //
 //   worker NAME slots=N [taken=0,1] [memory=GIB] [device=NAME] [rack=R] [zone=Z] [draining] [down] [expected]
-//   job NAME sizes=1,2,4 [priority=N] [submit=SECOND] [queue=Q] [estimate=D] [gpu=G] [zone=Z] [memory=GIB] [avoid=W]
+//   job NAME sizes=1,2,4 [priority=N] [submit=SECOND] [waited=D] [queue=Q] [estimate=D] [gpu=G] [zone=Z] [memory=GIB]
+//   [avoid=W]
 //            [not_before=D] [old_ranks] [reserved=a0+a1] [until=D]          sizes=none: it prepares, without a slot
 //   gang NAME on=a0+a1 [priority=N] [queue=Q] [started=D] [ends=D] [sizes=1,2,4] [protected=D] [stopping] [gpu=G]
 //   queue NAME [weight=X] [used=SLOT_SECONDS] [slots_max=N]
