@@ -261,7 +261,9 @@ int Main(int argc, char** argv) {
   }
   spdlog::set_default_logger(spdlog::stderr_color_mt("server"));
   spdlog::set_level(spdlog::level::from_str(flags.log_level));
-  flags.storage = std::filesystem::absolute(flags.storage).lexically_normal().string();  // jobs keep it for ever
+  if (!has_subcommand) {
+    flags.storage = std::filesystem::absolute(flags.storage).lexically_normal().string();  // jobs keep it for ever
+  }
   // gRPC speaks on standard error by itself; what matters of it comes back as statuses.
   gpr_set_log_function([](gpr_log_func_args* args) { spdlog::debug("grpc: {}", args->message); });
   if (version->parsed()) {
