@@ -235,8 +235,9 @@ __global__ void __launch_bounds__(kThreads) OuterKernel(OuterArguments arguments
   for (int index = static_cast<int>(threadIdx.x); index < kRanks * kOuterColumns; index += kThreads) {
     const int rank = index / kOuterColumns, column = index % kOuterColumns;
     if (rank >= arguments.ranks || column >= columns) continue;
-    arguments.sums[(static_cast<int64_t>(blockIdx.y) * arguments.ranks + rank) * arguments.columns + first_column +
-                   column] = result[rank * kOutStride + column];
+    arguments
+        .sums[(static_cast<int64_t>(blockIdx.y) * arguments.ranks + rank) * arguments.columns + first_column + column] =
+        result[rank * kOutStride + column];
   }
 }
 
@@ -285,9 +286,8 @@ cudaError_t Project(const ProjectArguments& arguments, cudaStream_t stream) {
     return cudaErrorInvalidValue;
   }
   if (arguments.rows == 0) return cudaSuccess;
-  const bool packed =
-      IsPackedMatrix(arguments.x, arguments.x_stride, arguments.features) &&
-      IsPackedMatrix(arguments.factor, factor_stride, by_ranks ? arguments.features : arguments.ranks);
+  const bool packed = IsPackedMatrix(arguments.x, arguments.x_stride, arguments.features) &&
+                      IsPackedMatrix(arguments.factor, factor_stride, by_ranks ? arguments.features : arguments.ranks);
   const dim3 blocks(static_cast<unsigned>((arguments.rows + kProjectRows - 1) / kProjectRows),
                     static_cast<unsigned>(arguments.parts));
   const cudaError_t status = WithRankTiles(arguments.ranks, [&](auto tiles) {

@@ -5,8 +5,8 @@
 //   Outer     leftᵀ (r, n) · right (n, c), in parts       dA = gᵀ·x and dBᵀ = aᵀ·dy: sums over tokens
 //   AddOuter  gradient (r, c) += scale · the sum of those parts, of some of the ranks
 //
-// The other two, y += a·(s·B)ᵀ and dx += g·A, have as many results as the base product and a sum of r terms: they move y
-// once in and once out whatever computes them, and stay with cuBLAS.
+// The other two, y += a·(s·B)ᵀ and dx += g·A, have as many results as the base product and a sum of r terms: they move
+// y once in and once out whatever computes them, and stay with cuBLAS.
 //
 // bf16 in, products on tensor cores, sums in fp32; out is rounded once, gradients are fp32 and never rounded between.
 // Sums are split into `parts` of consecutive terms, whole tiles each, and these are added up in order: the same inputs

@@ -16,8 +16,8 @@ void AddLoraProducts(Bench& bench) {
       const double flops = 2.0 * static_cast<double>(rows * ranks) * kSize;
       void* x = bench.Random(type, rows * kSize);
       void* inner = bench.Random(type, rows * ranks);
-      lora_products::ProjectArguments project{rows, kSize, ranks, x, kSize, bench.Random(type, ranks * kSize), kSize, 1,
-                                              inner, ranks};
+      lora_products::ProjectArguments project{rows,  kSize, ranks, x,    kSize, bench.Random(type, ranks * kSize),
+                                              kSize, 1,     inner, ranks};
       project.parts = std::min<int64_t>(16, std::max<int64_t>(1, kBlocks / ((rows + 127) / 128)));
       project.sums = static_cast<float*>(bench.Allocate(project.parts * rows * ranks * 4));
       bench.Add({"lora: x times A, " + of, bytes, flops,

@@ -641,9 +641,9 @@ TEST_F(CommandsTest, CompletionKnowsEveryCommand) {
     const Result result = client_.Run({"completion", shell});
     EXPECT_EQ(result.exit_code, kExitSucceeded);
     for (const char* command :
-         {"submit",  "plan",        "list",    "describe", "watch",   "logs",      "cancel",    "delete", "pause",
-          "resume",  "checkpoints", "export",  "download", "queues",  "update",    "slots-max", "move",
-          "workers", "drain",       "undrain", "dev",      "version", "completion"}) {
+         {"submit", "plan",    "list",        "describe", "watch",    "logs",    "cancel",    "delete",
+          "pause",  "resume",  "checkpoints", "export",   "download", "queues",  "update",    "slots-max",
+          "move",   "workers", "drain",       "undrain",  "dev",      "version", "completion"}) {
       EXPECT_THAT(result.out, HasSubstr(command)) << shell;
     }
   }

@@ -356,10 +356,10 @@ std::string Describe(const core::Job& job, bool with_reason) {
       "{} {} {} slots {} state {} phase {} attempt {} version {} prepared {} failed {} stalled {} retry {} run {} "
       "since "
       "{} event {} sample {} best {} {}",
-      job.id, job.request_id, job.priority, fmt::join(job.gang_sizes, ","), Name(job.state), Name(job.phase), job.attempt, job.version,
-      job.prepared, job.failed_attempts, job.stalled_attempts, absl::FormatTime(job.retry_time),
-      absl::FormatDuration(job.run_time), absl::FormatTime(job.running_since), job.last_event, job.last_sample,
-      job.best_step[1], job.best_step[2]);
+      job.id, job.request_id, job.priority, fmt::join(job.gang_sizes, ","), Name(job.state), Name(job.phase),
+      job.attempt, job.version, job.prepared, job.failed_attempts, job.stalled_attempts,
+      absl::FormatTime(job.retry_time), absl::FormatDuration(job.run_time), absl::FormatTime(job.running_since),
+      job.last_event, job.last_sample, job.best_step[1], job.best_step[2]);
   return with_reason ? text + " " + job.reason + ": " + job.message : text;
 }
 

@@ -38,8 +38,8 @@ void SimulatedClient::Ask(std::function<core::Event()> event, int tries, std::fu
 
 void SimulatedClient::Submit(JobPlan plan) {
   const std::string request_id = plan.job.request_id;
-  world_->Say("client: submits {} with {} slots, priority {}, {} steps", request_id, fmt::join(plan.job.gang_sizes, "/"), plan.job.priority,
-              plan.steps);
+  world_->Say("client: submits {} with {} slots, priority {}, {} steps", request_id,
+              fmt::join(plan.job.gang_sizes, "/"), plan.job.priority, plan.steps);
   submitted_[request_id].plan = plan;
   const auto event = [this, plan] {
     core::JobSubmitted submit{plan.job};

@@ -11,11 +11,12 @@ namespace {
 using namespace longspan::kernels::testing;
 constexpr ElementType kBf16 = ElementType::kBfloat16, kFp32 = ElementType::kFloat32;
 
-// Rows or columns, summed, ranks, padding behind rows: tiles and their rests, packs and not, every number of rank tiles.
+// Rows or columns, summed, ranks, padding behind rows: tiles and their rests, packs and not, every number of rank
+// tiles.
 constexpr std::array<int64_t, 4> kSizes[] = {
-    {1, 1, 1, 0},     {64, 64, 8, 0},    {65, 72, 8, 8},     {7, 129, 3, 1},    {200, 1000, 16, 0}, {300, 257, 24, 3},
-    {130, 520, 24, 8}, {1024, 4096, 24, 0}, {33, 64, 33, 0},   {128, 640, 48, 16}, {96, 2048, 64, 0},  {5, 70000, 12, 0},
-    {0, 64, 8, 0},    {64, 0, 8, 0}};
+    {1, 1, 1, 0},      {64, 64, 8, 0},    {65, 72, 8, 8},      {7, 129, 3, 1},  {200, 1000, 16, 0},
+    {300, 257, 24, 3}, {130, 520, 24, 8}, {1024, 4096, 24, 0}, {33, 64, 33, 0}, {128, 640, 48, 16},
+    {96, 2048, 64, 0}, {5, 70000, 12, 0}, {0, 64, 8, 0},       {64, 0, 8, 0}};
 
 std::string TextOf(const std::array<int64_t, 4>& size, int64_t parts) {
   return std::to_string(size[0]) + ", summed " + std::to_string(size[1]) + ", ranks " + std::to_string(size[2]) +
@@ -67,8 +68,9 @@ TEST(LoraProductsGpu, GradientsAreTheReferenceAndHaveTheSameBitsTwice) {
         for (int run = 0; run < 2; ++run) {
           Twin gradient = Twin::Random(kFp32, some * columns, 3);
           const auto outer = [&](auto data) {
-            return OuterArguments{rows,         ranks, columns,    data(left), left_stride, data(right),
-                                  right_stride, parts, static_cast<float*>(data(sums))};
+            return OuterArguments{rows,         ranks,       columns,
+                                  data(left),   left_stride, data(right),
+                                  right_stride, parts,       static_cast<float*>(data(sums))};
           };
           const auto add = [&](auto data) {
             return AddOuterArguments{ranks,

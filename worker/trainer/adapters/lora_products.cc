@@ -45,15 +45,14 @@ void AddOuterProducts(const at::Tensor& left, const at::Tensor& right, const std
     const at::Tensor product = arena.Take(slot, {left.size(1), right.size(1)}, right.scalar_type());
     MultiplyInto(left.t(), right, product);
     for (const OuterGradient& one : gradients) {
-      const at::Tensor part = product.narrow(0, one.first_rank, one.gradient.size(0))
-                                  .narrow(1, one.first_column, one.gradient.size(1));
+      const at::Tensor part =
+          product.narrow(0, one.first_rank, one.gradient.size(0)).narrow(1, one.first_column, one.gradient.size(1));
       AddScaled(part, one.scale, one.gradient);
     }
     return;
   }
-  const bool all_whole = std::all_of(gradients.begin(), gradients.end(), [&](const OuterGradient& one) {
-    return one.gradient.size(1) == right.size(1);
-  });
+  const bool all_whole = std::all_of(gradients.begin(), gradients.end(),
+                                     [&](const OuterGradient& one) { return one.gradient.size(1) == right.size(1); });
   if (all_whole) {
     AddByKernel(left, right, gradients, arena);
     return;
