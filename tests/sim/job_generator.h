@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "server/core/events.h"
 #include "server/core/types.h"
 #include "tests/sim/world.h"
 
