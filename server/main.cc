@@ -17,7 +17,7 @@
 #include <thread>
 
 #include "server/http/http_server.h"
-#include "server/restore.h"
+#include "server/restore/restore.h"
 #include "server/rpc/rpc_server.h"
 #include "server/simulator/command.h"
 #include "server/store/sqlite_store.h"

@@ -35,6 +35,7 @@ ARROWS = {
     "server/scheduler": ([r"proto/support/(ids|check)\.h"], [ABSL, FORMATS]),
     "server/simulator": ([r"proto/support/(ids|check)\.h", "server/scheduler"], [ABSL, FORMATS, CLI]),
     "server/store": (["proto/support", "server/core"], [ABSL, FORMATS, LOG, SQLITE]),
+    "server/restore": (["server/core", "server/store"], [ABSL]),
     "server/rpc": (["proto", "server", "worker/model_config", "worker/planner", "worker/storage"], [GRPC, ABSL, FORMATS, LOG, HTTP, OPENSSL]),
     "server/http": (["proto", "server", "worker/planner", "worker/storage"], [GRPC, ABSL, FORMATS, LOG, HTTP]),
     "worker/daemon": (["proto", "worker/storage"], [GRPC, ABSL, FORMATS, LOG, HTTP, OPENSSL, CLI]),

@@ -14,7 +14,8 @@
 namespace longspan::sim {
 namespace {
 
-// Nothing fails but the server, and never for as long as a lease.
+// Nothing fails but the server, and the lease is longer than it leaves a worker without an answer, also when it dies
+// twice in a row.
 SimulationOptions OnlyTheServerDies(uint64_t seed) {
   SimulationOptions options = OptionsOf(seed);
   const bool sqlite = options.sqlite;
@@ -25,6 +26,8 @@ SimulationOptions OnlyTheServerDies(uint64_t seed) {
   options.faults.server_crash_in_commit = sqlite ? 0.002 : 0;
   options.faults.power_cut = sqlite ? 0.5 : 0;
   options.server_away_max = absl::Seconds(1);
+  options.lease = absl::Seconds(30);
+  options.jobs_give_way = false;
   return options;
 }
 

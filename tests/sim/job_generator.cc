@@ -15,12 +15,13 @@ JobPlan MakeJob(World& world, int number, int64_t slots) {
   const int64_t size =
       std::min(slots, random.Chance(0.1) ? slots : random.Integer(1, std::max<int64_t>(1, slots / 2 + 1)));
   job.gang_sizes = {size};
-  if (random.Chance(0.3)) {
+  const bool gives_way = world.options.jobs_give_way;
+  if (random.Chance(0.3) && gives_way) {
     for (int64_t larger = size + 1; larger <= slots; larger += random.Integer(1, 2)) job.gang_sizes.push_back(larger);
   }
   // The small queue may hold half of the cluster (ConfiguredQueue); larger gangs would wait there for ever.
-  job.queue = size <= std::max<int64_t>(1, slots / 2) && random.Chance(0.3) ? kSmallQueue : "default";
-  job.priority = 10 * random.Integer(0, 2);
+  job.queue = size <= std::max<int64_t>(1, slots / 2) && random.Chance(0.3) && gives_way ? kSmallQueue : "default";
+  job.priority = gives_way ? 10 * random.Integer(0, 2) : 50;
   job.max_attempts = random.Chance(0.1) ? random.Integer(1, 4) : 1'000'000;
   if (random.Chance(0.05)) job.max_run_time = random.Between(absl::Seconds(2), absl::Seconds(30));
 

@@ -32,9 +32,10 @@ void SetDuration(absl::Duration duration, google::protobuf::Duration* message) {
 core::CoreOptions CoreSettings(const SimulationOptions& options) {
   core::CoreOptions core;
   core.jobs_folder = "/jobs";
-  core.lease = absl::Seconds(10);
-  core.slot_reuse_after = absl::Seconds(13);  // a worker's kill grace, and what clocks drift, lie between
-  core.restart_grace = absl::Seconds(15);
+  core.lease = options.lease;
+  core.slot_reuse_after =
+      options.lease + absl::Seconds(3);  // a worker's kill grace, and what clocks drift, lie between
+  core.restart_grace = options.lease + absl::Seconds(5);
   core.kill_grace = absl::Seconds(3);
   core.checkpoint_grace = absl::Seconds(10);
   core.start_deadline = absl::Seconds(20);

@@ -52,6 +52,8 @@ struct SimulationOptions {
   absl::Duration faulty = absl::Seconds(60);    // faults happen this long
   absl::Duration calm_max = absl::Minutes(20);  // and then everything must end within
   int64_t stalled_attempts_max = 1'000'000;     // giving up is for some seeds only: faults are frequent here
+  absl::Duration lease = absl::Seconds(10);
+  bool jobs_give_way = true;  // priorities, elastic gangs, a queue with a limit
   double clock_drift = 0.02;
   absl::Duration server_away_max = absl::Seconds(25);  // after it died
   Faults faults;

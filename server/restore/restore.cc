@@ -1,4 +1,4 @@
-#include "server/restore.h"
+#include "server/restore/restore.h"
 
 #include <filesystem>
 
