@@ -195,7 +195,7 @@ std::optional<ChildProcess::End> ChildProcess::TryReap() {
 std::vector<std::string> AllowedEnvironment(const char* const* environment) {
   static constexpr std::string_view kNames[] = {"PATH", "HOME", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES",
                                                 "PYTORCH_CUDA_ALLOC_CONF"};
-  static constexpr std::string_view kPrefixes[] = {"NCCL_", "GLOO_", "OMP_"};
+  static constexpr std::string_view kPrefixes[] = {"NCCL_", "TORCH_NCCL_", "GLOO_", "OMP_"};
   std::vector<std::string> allowed;
   for (; environment != nullptr && *environment != nullptr; ++environment) {
     const std::string_view entry = *environment;

@@ -150,6 +150,7 @@ TEST(ChildProcessTest, OnlyListedNamesOfTheEnvironmentPass) {
                                      "HOME=/root",
                                      "SECRET=x",
                                      "NCCL_DEBUG=INFO",
+                                     "TORCH_NCCL_BLOCKING_WAIT=1",
                                      "OMP_PLACES=cores",
                                      "PATHS=x",
                                      "LD_PRELOAD=evil.so",
@@ -158,9 +159,10 @@ TEST(ChildProcessTest, OnlyListedNamesOfTheEnvironmentPass) {
                                      "CUDA_VISIBLE_DEVICES=0",
                                      "PYTORCH_CUDA_ALLOC_CONF=y",
                                      nullptr};
-  EXPECT_THAT(AllowedEnvironment(environment),
-              ElementsAre("PATH=/bin", "HOME=/root", "NCCL_DEBUG=INFO", "OMP_PLACES=cores", "GLOO_X=1",
-                          "LD_LIBRARY_PATH=/lib", "CUDA_VISIBLE_DEVICES=0", "PYTORCH_CUDA_ALLOC_CONF=y"));
+  EXPECT_THAT(
+      AllowedEnvironment(environment),
+      ElementsAre("PATH=/bin", "HOME=/root", "NCCL_DEBUG=INFO", "TORCH_NCCL_BLOCKING_WAIT=1", "OMP_PLACES=cores",
+                  "GLOO_X=1", "LD_LIBRARY_PATH=/lib", "CUDA_VISIBLE_DEVICES=0", "PYTORCH_CUDA_ALLOC_CONF=y"));
 }
 
 TEST(LogSpoolTest, KeepsBytesAsTheyComeAndCutsLongLines) {
