@@ -199,9 +199,10 @@ void SimulatedWorker::SendReport(absl::Time now) {
 }
 
 void SimulatedWorker::OnAnswer(int64_t life, int64_t sequence, bool ok, const std::string& bytes) {
+  if (life != life_) return;  // of a daemon before, found in the inbox when the machine went on
   DaemonProcess& d = *daemon_;
   const auto call = d.calls.extract(sequence);
-  if (call.empty() || life != life_) return;  // a call ends once
+  if (call.empty()) return;  // a call ends once
   const absl::Time now = Local();
   if (!ok) return d.schedule.OnFailure(sequence, now);
   v1::SynchronizeResponse answer;
