@@ -273,12 +273,39 @@ void Invariants::OnCommitted(const core::Transaction& transaction) {
   for (const auto& [job_id, checkpoint] : transaction.checkpoints) checkpoints_[job_id].insert(checkpoint.name);
 }
 
+namespace {
+
+bool IsSameRank(const core::Rank& a, const core::Rank& b) {
+  return a.state == b.state && a.seen == b.seen && a.released == b.released && a.exited == b.exited;
+}
+
+bool IsSameAttempt(const core::Attempt& a, const core::Attempt& b) {
+  return a.end_time == b.end_time && a.stop_time == b.stop_time && a.sample_sequence == b.sample_sequence &&
+         a.message == b.message &&
+         std::equal(a.ranks.begin(), a.ranks.end(), b.ranks.begin(), b.ranks.end(), IsSameRank);
+}
+
+}  // namespace
+
+// As in `state`, and not as it was known before.
+bool Invariants::IsStored(const core::Attempt& attempt, const core::StoredState& state) {
+  const std::map<int64_t, core::Attempt>& known = attempts_[attempt.job_id];
+  const auto before = known.find(attempt.number);
+  if (before != known.end() && IsSameAttempt(before->second, attempt)) return false;
+  const auto row = FindById(state.jobs, attempt.job_id);
+  if (row == state.jobs.end()) return false;
+  return std::any_of(row->attempts.begin(), row->attempts.end(), [&](const core::Attempt& stored) {
+    return stored.number == attempt.number && IsSameAttempt(stored, attempt);
+  });
+}
+
 void Invariants::OnLoaded(const core::StoredState& state) {
   ++checks_;
   if (uncertain_) {
     const core::Transaction uncertain = *std::exchange(uncertain_, std::nullopt);
-    // It shows in the version of any job it wrote: all of it is there, or nothing.
+    // It shows in the version of any job it wrote, and in any attempt: all of it is there, or nothing.
     bool there = false;
+    for (const core::Attempt& attempt : uncertain.attempts) there |= IsStored(attempt, state);
     for (const auto& [job_id, job] : FinalJobs(uncertain)) {
       const auto row = FindById(state.jobs, job_id);
       there |= row != state.jobs.end() && row->job.version == job->version;

@@ -93,6 +93,7 @@ class Invariants {
   void CheckNewAttempt(const core::Transaction& transaction, const core::Attempt& attempt);
   void CheckSamples(const core::Transaction& transaction);
   void CheckOwners(const core::Transaction& transaction);
+  bool IsStored(const core::Attempt& attempt, const core::StoredState& state);
 
   std::function<bool(int64_t)> can_act_;
   std::optional<Violation> violation_;
