@@ -108,7 +108,10 @@ class Generator {
 
 Snapshot SmallSnapshot(uint32_t seed) {
   Generator generator(seed);
-  return generator.Make(1 + generator.Below(6), 4, generator.Below(12));
+  // One after the other: compilers differ in the order of arguments.
+  const int64_t workers = 1 + generator.Below(6);
+  const int64_t jobs = generator.Below(12);
+  return generator.Make(workers, 4, jobs);
 }
 
 template <typename Row>
@@ -269,7 +272,11 @@ class ClosedCluster {
       for (const Placement& rank : gang.ranks)
         rows[gang.id] += rank.worker_id.value() + std::to_string(rank.slot) + "+";
     }
-    for (const WaitingJob& job : snapshot_.jobs) rows[job.id] = "waits";
+    for (const WaitingJob& job : snapshot_.jobs) {
+      rows[job.id] = "waits";
+      for (const Placement& slot : job.reserved)
+        rows[job.id] += " " + slot.worker_id.value() + std::to_string(slot.slot);
+    }
     std::string text;
     for (const auto& [id, where] : rows) text += id.value() + " " + where + "\n";
     return text;
