@@ -18,11 +18,7 @@ constexpr int64_t kClusterCopiesMax = 21;
 constexpr double kCpuSecondsP50 = 0.027;
 constexpr int64_t kPasses = 30;
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kTimesMeanSomething = false;
-#else
-constexpr bool kTimesMeanSomething = true;
-#endif
+constexpr bool kTimesMeanSomething = !LONGSPAN_IS_SANITIZED;
 
 TEST(PassCostTest, AThousandWorkersAndTenThousandWaitingJobs) {
   GeneratorOptions generator;
