@@ -46,6 +46,7 @@ void AddFp8Rows(Bench& bench);
 void AddLoraProducts(Bench& bench);
 void AddNf4(Bench& bench);
 void AddNorm(Bench& bench);
+void AddNormal(Bench& bench);
 void AddRope(Bench& bench);
 void AddSwiglu(Bench& bench);
 void AddTensorSums(Bench& bench);

@@ -54,7 +54,7 @@ int Run(bool as_json) {
   Check(cudaGetDeviceProperties(&device, 0), "the device's properties");
   Bench bench;
   for (const auto add : {AddAdamw, AddCrossEntropy, AddDropout, AddEmbeddingGradient, AddFp8Rows, AddLoraProducts,
-                         AddNf4, AddNorm, AddRope, AddSwiglu, AddTensorSums}) {
+                         AddNf4, AddNorm, AddNormal, AddRope, AddSwiglu, AddTensorSums}) {
     add(bench);
   }
   cudaStream_t stream = nullptr;
