@@ -177,6 +177,15 @@ std::vector<std::optional<int64_t>> NeedsOf(const Model& model, const jobfile::J
   return needs;
 }
 
+bool Fits(const SlotMemory& slot, const std::optional<int64_t>& need) { return need && *need <= slot.memory_bytes; }
+
+bool AnyFits(const std::vector<SlotMemory>& slots, const std::vector<std::optional<int64_t>>& needs) {
+  for (size_t i = 0; i < slots.size(); ++i) {
+    if (Fits(slots[i], needs[i])) return true;
+  }
+  return false;
+}
+
 // One number for all kinds, though the same job takes less on some devices (their dtype): the least need, raised above
 // every kind that has as much and is too small, as long as a larger one is left that fits.
 int64_t LeastOf(const std::vector<SlotMemory>& slots, const std::vector<std::optional<int64_t>>& needs) {
@@ -184,7 +193,7 @@ int64_t LeastOf(const std::vector<SlotMemory>& slots, const std::vector<std::opt
   int64_t largest_fitting = 0;
   std::vector<int64_t> too_small;
   for (size_t i = 0; i < slots.size(); ++i) {
-    const bool fits = needs[i] && *needs[i] <= slots[i].memory_bytes;
+    const bool fits = Fits(slots[i], needs[i]);
     if (needs[i]) least = std::min(least.value_or(*needs[i]), *needs[i]);
     if (fits) largest_fitting = std::max(largest_fitting, slots[i].memory_bytes);
     if (!fits) too_small.push_back(slots[i].memory_bytes);
@@ -298,8 +307,10 @@ FitCheck CheckFits(const jobfile::JobSpec& spec, const std::vector<fs::path>& ro
   const Model model = ReadModel(spec, roots);
   if (!model.status.ok()) return {};  // the workers may see what this machine does not
   try {
+    // The ranks of the smallest gang need most; that they fit is cheaper to know than the policy they would train with.
+    const std::vector<std::optional<int64_t>> needs = NeedsOf(model, OfSmallestGang(spec), slots);
+    if (AnyFits(slots, needs)) return {grpc::Status::OK, LeastOf(slots, needs)};
     const Planned planned = PlanForGang(model, spec, slots, std::nullopt);
-    if (planned.result.fits) return {grpc::Status::OK, LeastOf(slots, NeedsOf(model, OfSmallestGang(spec), slots))};
     return {Error(grpc::StatusCode::INVALID_ARGUMENT, "DOES_NOT_FIT",
                   fmt::format("the job cannot be accepted: it {}",
                               planner::SummaryText(planned.job, planned.result, planned.place)),

@@ -15,6 +15,7 @@
 
 #include "worker/planner/memory_policy.h"
 #include "worker/planner/planned_job.h"
+#include "worker/planner/policy_search.h"
 #include "worker/planner/rank_memory.h"
 #include "worker/planner/step_time.h"
 
@@ -27,8 +28,6 @@ struct JobPlan {
   double model_flops = 0;  // of a step over all ranks, as published tables count them
 };
 JobPlan PlanWith(const PlannedJob& job, const MemoryPolicy& policy);
-
-bool Fits(const RankMemory& memory, const MemoryLimits& limits);
 
 struct PlanResult {
   bool fits = false;

@@ -229,6 +229,10 @@ int64_t WorkspaceBytes(const StepShape& shape, const MemoryPolicy& policy) {
   return LayOut(TrainingBuffers(shape, policy)).bytes;
 }
 
+int64_t LeastWorkspaceBytes(const StepShape& shape, const MemoryPolicy& policy) {
+  return FullestStage(TrainingBuffers(shape, policy));
+}
+
 void SetKept(const StepShape& shape, const MemoryPolicy& policy, RankMemory* memory) {
   const KeptPlan plan = PlanKeptValues(shape, policy);
   for (size_t part = 0; part < kKeptPartCount; ++part) {

@@ -51,6 +51,7 @@ RankMemory MemoryOfRank(const PlannedJob& job, const MemoryPolicy& policy);
 // The parts of MemoryOfRank, for searches: what depends on the lengths only, and the arena alone.
 RankMemory MemoryWithoutPolicy(const PlannedJob& job, const ModelMemory& model);
 int64_t WorkspaceBytes(const StepShape& shape, const MemoryPolicy& policy);
+int64_t LeastWorkspaceBytes(const StepShape& shape, const MemoryPolicy& policy);  // no arena is smaller, without one
 void SetKept(const StepShape& shape, const MemoryPolicy& policy, RankMemory* memory);
 
 // "query_key_value", for messages and keys.

@@ -360,6 +360,8 @@ Placed PlaceInOrder(const std::vector<Buffer>& buffers) {
   return placed;
 }
 
+}  // namespace
+
 int64_t FullestStage(const std::vector<Buffer>& buffers) {
   int64_t fullest = 0;
   for (unsigned stage = 1; stage <= kEveryStage; stage *= 2) {
@@ -371,8 +373,6 @@ int64_t FullestStage(const std::vector<Buffer>& buffers) {
   }
   return fullest;
 }
-
-}  // namespace
 
 // The lowest of a few orders: large ones first, and those first that meet the most stages; of each, as long as there is
 // room to gain, what came to lie on top goes before all others.

@@ -172,5 +172,7 @@ inline constexpr int64_t kColumnSumParts = 16, kGpuColumnSumParts = 528;
 // Buffers that meet in a stage do not overlap. Each lies as low as those before it let it; of a few orders, the one
 // that takes the least memory.
 ArenaLayout LayOut(std::vector<Buffer> buffers);
+// Bytes of the buffers that must exist at once: no layout is smaller.
+int64_t FullestStage(const std::vector<Buffer>& buffers);
 
 }  // namespace longspan::planner
