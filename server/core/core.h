@@ -98,6 +98,12 @@ struct WorkerView {
   std::vector<JobId> slot_jobs;  // beside worker.slots; empty id: free
 };
 
+// A kind of slot, and one that is of it.
+struct SlotKind {
+  WorkerId worker_id;
+  Slot slot;
+};
+
 struct QueueView {
   Queue queue;
   int64_t slots_held = 0;
@@ -129,12 +135,15 @@ class Core {
   // CHECKs that the first event is Restarted and that no later one is.
   Effects Step(const Event& event, absl::Time now);
 
-  // Earliest time at which a Tick has something to do; InfiniteFuture when nothing is pending.
+  // A Tick has nothing to do before this time, and may have nothing to do at it; InfiniteFuture when nothing is
+  // pending. Costs nothing: callers ask in every turn.
   absl::Time NextDeadline() const;
 
   // ---- queries; all by value, safe to hand to another thread ----
 
   DesiredRanks Desired(const WorkerId& worker_id) const;
+  // Its fingerprint alone, which is remembered: most reports ask whether anything has changed.
+  std::string DesiredFingerprint(const WorkerId& worker_id) const;
 
   // An id, or a name that exactly one job has. NOT_FOUND; FAILED_PRECONDITION for a name of several.
   absl::StatusOr<JobId> ResolveJob(const std::string& id_or_name) const;
@@ -149,6 +158,7 @@ class Core {
   // The job that a request id made; nothing when there is none.
   std::optional<JobId> FindRequest(const std::string& request_id) const;
   std::vector<WorkerView> ListWorkers() const;  // by id
+  std::vector<SlotKind> ListSlotKinds() const;  // one for each device and memory that some slot has
   std::optional<WorkerView> ViewWorker(const WorkerId& worker_id) const;
   // By name; those that were configured or that jobs have named. Use as of `now`.
   std::vector<QueueView> ListQueues(absl::Time now) const;

@@ -49,6 +49,7 @@ Effects Core::State::Step(const Event& event, absl::Time now) {
   now_ = now;
   started_ = true;
   std::visit([this](const auto& e) { On(e); }, event);
+  LowerDeadline();
   return TakeEffects();
 }
 
@@ -57,7 +58,10 @@ void Core::State::Touch(JobEntry& entry) {
   if (first) ++entry.job.version;
   changed_jobs_.insert(entry.job.id);
 }
-void Core::State::Touch(const Attempt& attempt) { touched_attempts_.emplace(attempt.job_id, attempt.number); }
+void Core::State::Touch(const Attempt& attempt) { touched_attempts_[{attempt.job_id, attempt.number}] = true; }
+void Core::State::TouchRow(const Attempt& attempt) {
+  touched_attempts_.try_emplace({attempt.job_id, attempt.number}, false);
+}
 void Core::State::Touch(const WorkerEntry& entry) { touched_workers_.insert(entry.worker.id); }
 
 void Core::State::DesiredChanged(const WorkerId& worker_id) {
@@ -120,8 +124,8 @@ Effects Core::State::TakeEffects() {
     transaction.jobs.push_back({jobs_.at(job_id).job, before.version, before.state});
   }
   for (const auto& key : started_attempts_) touched_attempts_.erase(key);
-  for (const auto& [job_id, number] : touched_attempts_) {
-    transaction.attempts.push_back(jobs_.at(job_id).attempts.at(number));
+  for (const auto& [key, ranks_changed] : touched_attempts_) {
+    transaction.attempts.emplace_back(jobs_.at(key.first).attempts.at(key.second), ranks_changed);
   }
   for (const auto& [job_id, number] : started_attempts_) {
     transaction.attempts.push_back(jobs_.at(job_id).attempts.at(number));

@@ -159,6 +159,11 @@ class Core::State {
   absl::Time StartDeadline(const Attempt& attempt) const;
   absl::Time StopDeadline(const JobEntry& entry, const Attempt& attempt) const;
   absl::Time RunTimeDeadline(const Job& job) const;
+  absl::Time DeadlineOf(const JobEntry& entry) const;
+  static absl::Time DeadlineOf(const Worker& worker) { return std::min(worker.lease_end, worker.release_time); }
+  static bool IsElastic(const JobEntry& entry) { return entry.job.gang_sizes.size() > 1; }
+  void FindDeadline();
+  void LowerDeadline();  // to those of what the step has touched
 
   // scheduling.cc
   bool WantsPasses() const;
@@ -189,6 +194,7 @@ class Core::State {
   void AddEvent(JobEntry& entry, std::string reason, std::string message);
   void Touch(JobEntry& entry);  // the job row changes; call before changing it
   void Touch(const Attempt& attempt);
+  void TouchRow(const Attempt& attempt);  // what it is, but for its ranks
   void Touch(const WorkerEntry& entry);
   void DesiredChanged(const WorkerId& worker_id);
   void DesiredChanged(const Attempt& attempt);  // of all workers with ranks of it
@@ -211,13 +217,18 @@ class Core::State {
   Counters counters_;
   bool pass_due_ = false;
   absl::Time last_pass_ = absl::InfinitePast();
+  // Of workers, attempts and backoffs: exact after a Tick, and never too late; what becomes later in between is found
+  // at the next one.
+  absl::Time deadline_ = absl::InfiniteFuture();
+  bool elastic_busy_ = false;                                // likewise: whether a busy job may change its size
+  mutable std::optional<std::vector<SlotKind>> slot_kinds_;  // empty when they may have changed
 
   // Of the current step.
   absl::Time now_;
   Effects effects_;
   std::map<JobId, Before> touched_jobs_;
-  std::set<std::pair<JobId, int64_t>> touched_attempts_;
-  std::set<std::pair<JobId, int64_t>> started_attempts_;  // written last: what they take was freed by others
+  std::map<std::pair<JobId, int64_t>, bool> touched_attempts_;  // whether ranks changed
+  std::set<std::pair<JobId, int64_t>> started_attempts_;        // written last: what they take was freed by others
   std::set<WorkerId> touched_workers_;
   std::set<std::string> touched_queues_;
   std::set<WorkerId> changed_workers_;

@@ -145,9 +145,16 @@ struct OfJob {
 };
 
 // Everything one Step (or several, appended in order) wants stored: all of it or nothing.
+// An attempt that is inserted or replaced.
+struct AttemptWrite : Attempt {
+  AttemptWrite(Attempt attempt, bool ranks_changed = true)  // NOLINT: an attempt, ranks and all
+      : Attempt(std::move(attempt)), ranks_changed(ranks_changed) {}
+  bool ranks_changed;  // false: only its own row; every step of a large gang would write all of its ranks
+};
+
 struct Transaction {
   std::vector<JobWrite> jobs;
-  std::vector<Attempt> attempts;  // inserted or replaced, ranks and all
+  std::vector<AttemptWrite> attempts;
   std::vector<OfJob<JobEvent>> events;
   std::vector<OfJob<Sample>> samples;
   std::vector<OfJob<Checkpoint>> checkpoints;

@@ -25,6 +25,11 @@ DesiredRanks Core::Desired(const WorkerId& worker_id) const {
   return state_->Desired(it->second);
 }
 
+std::string Core::DesiredFingerprint(const WorkerId& worker_id) const {
+  const auto it = state_->workers_.find(worker_id);
+  return it == state_->workers_.end() ? std::string() : state_->Fingerprint(it->second);
+}
+
 absl::StatusOr<JobId> Core::ResolveJob(const std::string& id_or_name) const {
   if (state_->jobs_.contains(JobId(id_or_name))) return JobId(id_or_name);
   std::vector<JobId> named;
@@ -144,6 +149,19 @@ std::vector<WorkerView> Core::ListWorkers() const {
   std::vector<WorkerView> views;
   for (const auto& [worker_id, entry] : state_->workers_) views.push_back(*ViewWorker(worker_id));
   return views;
+}
+
+std::vector<SlotKind> Core::ListSlotKinds() const {
+  std::optional<std::vector<SlotKind>>& kinds = state_->slot_kinds_;
+  if (kinds) return *kinds;
+  kinds.emplace();
+  std::set<std::pair<std::string, int64_t>> seen;
+  for (const auto& [worker_id, entry] : state_->workers_) {
+    for (const Slot& slot : entry.worker.slots) {
+      if (seen.emplace(slot.device, slot.memory_bytes).second) kinds->push_back({worker_id, slot});
+    }
+  }
+  return *kinds;
 }
 
 std::array<int64_t, 12> Core::JobsByState() const {

@@ -194,6 +194,7 @@ void Core::State::UpdateWorker(WorkerEntry& entry, const WorkerReport& report) {
     worker.version = report.version;
     worker.leaving = report.leaving;
     worker.slots = report.slots;
+    slot_kinds_.reset();
     Touch(entry);
     pass_due_ = true;
   }
@@ -205,6 +206,7 @@ void Core::State::UpdateWorker(WorkerEntry& entry, const WorkerReport& report) {
   worker.last_seen = now_;
   worker.lease_end = now_ + options_.lease;
   worker.release_time = now_ + options_.slot_reuse_after;
+  deadline_ = std::min(deadline_, DeadlineOf(worker));
 }
 
 RankAcknowledgement Core::State::OnRankReport(const WorkerReport& report, const RankReport& rank_report) {
@@ -253,7 +255,7 @@ void Core::State::OnRankState(JobEntry& entry, Attempt& attempt, Rank& rank, con
   if (IsLive(attempt) && rank.rank == 0) {
     if (!report.store_address.empty() && report.store_address != attempt.store_address) {
       attempt.store_address = report.store_address;
-      Touch(attempt);
+      TouchRow(attempt);
       DesiredChanged(attempt);
     }
     if (report.phase != Phase::kUnspecified && report.phase != entry.job.phase) {
@@ -311,7 +313,7 @@ void Core::State::RecordResults(JobEntry& entry, Attempt& attempt, const RankRep
 void Core::State::RecordWarnings(JobEntry& entry, Attempt& attempt, const std::vector<std::string>& warnings) {
   const int64_t end = std::min(static_cast<int64_t>(warnings.size()), kWarningsMax);
   for (; attempt.warnings < end; ++attempt.warnings) {
-    Touch(attempt);
+    TouchRow(attempt);
     AddEvent(entry, "TRAINER_WARNING", "warning: " + FirstBytes(warnings[attempt.warnings], kMessageBytesMax));
   }
 }
@@ -319,7 +321,7 @@ void Core::State::RecordWarnings(JobEntry& entry, Attempt& attempt, const std::v
 void Core::State::RecordSample(JobEntry& entry, Attempt& attempt, const Sample& sample) {
   if (sample.sequence <= attempt.sample_sequence) return;
   attempt.sample_sequence = sample.sequence;
-  Touch(attempt);
+  TouchRow(attempt);
   Touch(entry);
   Sample stored = sample;
   stored.sequence = ++entry.job.last_sample;
@@ -356,7 +358,7 @@ void Core::State::RecordCheckpoint(JobEntry& entry, Attempt& attempt, const Chec
   stored.time = now_;
   if (stored.step > newest_step) {
     attempt.progressed = true;
-    Touch(attempt);
+    TouchRow(attempt);
   }
   entry.watch.last_progress = now_;
   entry.checkpoints.push_back(stored);

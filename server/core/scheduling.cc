@@ -32,8 +32,7 @@ int32_t KindOf(const Slot& slot, std::vector<scheduler::SlotKind>& kinds) {
 // Time alone may change a plan: protection ends, estimates move, a gang has run long enough to grow.
 bool Core::State::WantsPasses() const {
   if (!waiting_.empty()) return true;
-  return std::any_of(busy_.begin(), busy_.end(),
-                     [&](const JobId& job_id) { return jobs_.at(job_id).job.gang_sizes.size() > 1; });
+  return std::any_of(busy_.begin(), busy_.end(), [&](const JobId& job_id) { return IsElastic(jobs_.at(job_id)); });
 }
 
 scheduler::WorkerSlots Core::State::SlotsOf(const WorkerEntry& entry, std::vector<scheduler::SlotKind>& kinds) const {

@@ -54,6 +54,7 @@ void Core::State::On(const Restarted& event) {
     }
   }
   pass_due_ = true;
+  FindDeadline();
 }
 
 void Core::State::GiveUpAttempt(JobEntry& entry) {
@@ -77,6 +78,7 @@ void Core::State::On(const Tick& event) {
   ForgetFinished();
   if (WantsPasses() && now_ - last_pass_ >= options_.schedule_interval) pass_due_ = true;
   if (pass_due_) RunScheduler();
+  FindDeadline();
 }
 
 void Core::State::ExpireLeases() {
@@ -180,25 +182,46 @@ void Core::State::ForgetFinished() {
   }
 }
 
-absl::Time Core::State::NextDeadline() const {
-  if (pass_due_) return now_;
-  absl::Time next = ForgetTime();
-  for (const auto& [worker_id, entry] : workers_) {
-    next = std::min({next, entry.worker.lease_end, entry.worker.release_time});
+absl::Time Core::State::DeadlineOf(const JobEntry& entry) const {
+  absl::Time next = kNever;
+  if (busy_.contains(entry.job.id)) {
+    const Attempt& attempt = entry.attempts.rbegin()->second;
+    if (IsLive(attempt)) {
+      next = std::min(RunTimeDeadline(entry.job), StopDeadline(entry, attempt));
+      if (entry.job.state == JobState::kStarting) next = std::min(next, StartDeadline(attempt));
+    }
   }
+  if (waiting_.contains(entry.job.id) && entry.job.retry_time > last_pass_) next = std::min(next, entry.job.retry_time);
+  return next;
+}
+
+void Core::State::FindDeadline() {
+  deadline_ = kNever;
+  elastic_busy_ = false;
+  for (const auto& [worker_id, entry] : workers_) deadline_ = std::min(deadline_, DeadlineOf(entry.worker));
+  for (const JobId& job_id : waiting_) deadline_ = std::min(deadline_, DeadlineOf(jobs_.at(job_id)));
   for (const JobId& job_id : busy_) {
     const JobEntry& entry = jobs_.at(job_id);
-    const Attempt& attempt = entry.attempts.rbegin()->second;
-    if (!IsLive(attempt)) continue;
-    next = std::min({next, RunTimeDeadline(entry.job), StopDeadline(entry, attempt)});
-    if (entry.job.state == JobState::kStarting) next = std::min(next, StartDeadline(attempt));
+    deadline_ = std::min(deadline_, DeadlineOf(entry));
+    elastic_busy_ = elastic_busy_ || IsElastic(entry);
   }
-  for (const JobId& job_id : waiting_) {
-    const absl::Time retry_time = jobs_.at(job_id).job.retry_time;
-    if (retry_time > last_pass_) next = std::min(next, retry_time);
-  }
-  if (WantsPasses()) next = std::min(next, last_pass_ + options_.schedule_interval);
-  return next;
+}
+
+void Core::State::LowerDeadline() {
+  const auto lower = [this](const JobId& job_id) {
+    const auto found = jobs_.find(job_id);
+    if (found == jobs_.end()) return;
+    deadline_ = std::min(deadline_, DeadlineOf(found->second));
+    elastic_busy_ = elastic_busy_ || IsElastic(found->second);
+  };
+  for (const auto& [job_id, before] : touched_jobs_) lower(job_id);
+  for (const auto& [key, ranks_changed] : touched_attempts_) lower(key.first);
+}
+
+absl::Time Core::State::NextDeadline() const {
+  if (pass_due_) return now_;
+  const absl::Time pass = !waiting_.empty() || elastic_busy_ ? last_pass_ + options_.schedule_interval : kNever;
+  return std::min({deadline_, ForgetTime(), pass});
 }
 
 }  // namespace longspan::core

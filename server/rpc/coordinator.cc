@@ -1,6 +1,7 @@
 #include "server/rpc/coordinator.h"
 
 #include <fmt/format.h>
+#include <pthread.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
@@ -50,7 +51,10 @@ absl::Status Coordinator::Start() {
     const MutexLock lock(mutex_);
     open_ = true;
   }
-  thread_ = std::thread([this] { Loop(); });
+  thread_ = std::thread([this] {
+    pthread_setname_np(pthread_self(), "coordinator");  // for `top -H`
+    Loop();
+  });
   return absl::OkStatus();
 }
 

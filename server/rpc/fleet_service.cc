@@ -49,9 +49,7 @@ grpc::ServerUnaryReactor* FleetServiceImpl::Synchronize(grpc::CallbackServerCont
     return call.get();
   }
   EndHeld(report->worker_id, 0);
-  core::WorkerReport acted_on;  // what is needed of the report afterwards
-  acted_on.worker_id = report->worker_id;
-  acted_on.desired_fingerprint = report->desired_fingerprint;
+  const ActedOn acted_on = ActedOnOf(*request);
   const bool brings_news = BringsNews(*request);
   parts_.coordinator->Send(*std::move(report), [this, call, acted_on, brings_news](absl::StatusOr<core::Reply> reply,
                                                                                    const core::Core* core) {
@@ -63,7 +61,7 @@ grpc::ServerUnaryReactor* FleetServiceImpl::Synchronize(grpc::CallbackServerCont
   return call.get();
 }
 
-void FleetServiceImpl::Reported(const std::shared_ptr<Call>& call, const core::WorkerReport& report, bool brings_news,
+void FleetServiceImpl::Reported(const std::shared_ptr<Call>& call, const ActedOn& acted_on, bool brings_news,
                                 const core::ReportReply& reply, const core::Core& core) {
   v1::SynchronizeResponse answer;
   for (const core::RankAcknowledgement& acknowledgement : reply.acknowledged) {
@@ -71,23 +69,17 @@ void FleetServiceImpl::Reported(const std::shared_ptr<Call>& call, const core::W
   }
   SetDuration(absl::ToChronoNanoseconds(parts_.coordinator->options().core.lease), answer.mutable_lease());
   if (!reply.greeting.empty()) {
-    core::DesiredRanks none;
-    none.fingerprint = reply.greeting;
-    return AnswerWithDesired(call, std::move(answer), none);
+    answer.set_desired_fingerprint(reply.greeting);
+    return Send(call, std::move(answer));
   }
-  const core::DesiredRanks desired = core.Desired(report.worker_id);
   const bool fenced = HasFenced(reply);
   if (fenced) SetDuration(options_.call_again_fenced, answer.mutable_call_again());
-  if (!brings_news && !fenced && desired.fingerprint == report.desired_fingerprint) {
-    return Hold(call, report, std::move(answer));
-  }
-  AnswerWithDesired(call, std::move(answer), desired);
+  if (!brings_news && !fenced && IsUpToDate(core, acted_on)) return Hold(call, acted_on, std::move(answer));
+  SetDesired(core, acted_on, &answer);
+  Send(call, std::move(answer));
 }
 
-void FleetServiceImpl::AnswerWithDesired(const std::shared_ptr<Call>& call, v1::SynchronizeResponse answer,
-                                         const core::DesiredRanks& desired) {
-  for (const core::DesiredRank& rank : desired.ranks) *answer.add_desired_ranks() = ToMessage(rank);
-  answer.set_desired_fingerprint(desired.fingerprint);
+void FleetServiceImpl::Send(const std::shared_ptr<Call>& call, v1::SynchronizeResponse answer) {
   call->Answer([&](v1::SynchronizeResponse* response) {
     *response = std::move(answer);
     return grpc::Status::OK;
@@ -99,9 +91,9 @@ std::chrono::milliseconds FleetServiceImpl::HoldTime() const {
   return std::min(options_.hold, absl::ToChronoMilliseconds(quarter_lease));
 }
 
-void FleetServiceImpl::Hold(const std::shared_ptr<Call>& call, const core::WorkerReport& report,
+void FleetServiceImpl::Hold(const std::shared_ptr<Call>& call, const ActedOn& acted_on,
                             v1::SynchronizeResponse answer) {
-  const WorkerId& worker_id = report.worker_id;
+  const WorkerId& worker_id = acted_on.worker_id;
   EndHeld(worker_id, 0);  // calls that arrived together: the later report wins
   uint64_t number = 0;
   bool closed = false;
@@ -112,7 +104,7 @@ void FleetServiceImpl::Hold(const std::shared_ptr<Call>& call, const core::Worke
     Held held;
     held.call = call;
     held.number = number;
-    held.fingerprint = report.desired_fingerprint;
+    held.acted_on = acted_on;
     held.answer = std::move(answer);
     held_[worker_id] = std::move(held);
   }
@@ -132,11 +124,10 @@ void FleetServiceImpl::Hold(const std::shared_ptr<Call>& call, const core::Worke
 void FleetServiceImpl::EndHeldIfChanged(const WorkerId& worker_id, uint64_t number) {
   parts_.coordinator->Query([this, worker_id, number](absl::StatusOr<const core::Core*> core) {
     if (core.ok()) {
-      const std::string fingerprint = (*core)->Desired(worker_id).fingerprint;
       const MutexLock lock(mutex_);
       const auto found = held_.find(worker_id);
       if (found == held_.end() || found->second.number != number) return;
-      if (fingerprint == found->second.fingerprint) return;
+      if (IsUpToDate(**core, found->second.acted_on)) return;
     }
     EndHeld(worker_id, number);
   });
@@ -151,11 +142,12 @@ void FleetServiceImpl::EndHeld(const WorkerId& worker_id, uint64_t number) {
     held = std::move(found->second);
     held_.erase(found);
   }
-  parts_.coordinator->Query(
-      [this, worker_id, call = held.call, answer = held.answer](absl::StatusOr<const core::Core*> core) {
-        if (!core.ok()) return (void)call->Fail(Error(core.status()));
-        AnswerWithDesired(call, answer, (*core)->Desired(worker_id));
-      });
+  parts_.coordinator->Query([this, call = held.call, acted_on = held.acted_on,
+                             answer = std::move(held.answer)](absl::StatusOr<const core::Core*> core) mutable {
+    if (!core.ok()) return (void)call->Fail(Error(core.status()));
+    SetDesired(**core, acted_on, &answer);
+    Send(call, std::move(answer));
+  });
 }
 
 grpc::ServerReadReactor<v1::UploadLogsRequest>* FleetServiceImpl::UploadLogs(grpc::CallbackServerContext* context,

@@ -13,6 +13,7 @@
 #include "longspan/v1/fleet_service.grpc.pb.h"
 #include "proto/support/mutex.h"
 #include "server/rpc/authentication.h"
+#include "server/rpc/desired_answer.h"
 #include "server/rpc/server_parts.h"
 #include "server/rpc/unary_call.h"
 
@@ -46,22 +47,21 @@ class FleetServiceImpl final : public v1::FleetService::CallbackService {
   struct Held {
     std::shared_ptr<Call> call;
     uint64_t number = 0;
-    std::string fingerprint;  // the worker acts on
+    ActedOn acted_on;
     v1::SynchronizeResponse answer;
     WakeUps::Subscription changes;
   };
 
-  void Reported(const std::shared_ptr<Call>& call, const core::WorkerReport& report, bool brings_news,
+  void Reported(const std::shared_ptr<Call>& call, const ActedOn& acted_on, bool brings_news,
                 const core::ReportReply& reply, const core::Core& core);
   // A worker whose call is held must renew its lease in time, also when an answer or two get lost.
   std::chrono::milliseconds HoldTime() const;
-  void Hold(const std::shared_ptr<Call>& call, const core::WorkerReport& report, v1::SynchronizeResponse answer);
+  void Hold(const std::shared_ptr<Call>& call, const ActedOn& acted_on, v1::SynchronizeResponse answer);
   // Ends the held call of a worker: `number` 0 any, else only that one.
   void EndHeld(const WorkerId& worker_id, uint64_t number);
   // Ends it only if the worker should now do something else.
   void EndHeldIfChanged(const WorkerId& worker_id, uint64_t number);
-  void AnswerWithDesired(const std::shared_ptr<Call>& call, v1::SynchronizeResponse answer,
-                         const core::DesiredRanks& desired);
+  static void Send(const std::shared_ptr<Call>& call, v1::SynchronizeResponse answer);
 
   const ServerParts parts_;
   const FleetServiceOptions options_;

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <map>
 #include <optional>
-#include <set>
 #include <stdexcept>
 #include <utility>
 
@@ -254,14 +253,10 @@ void Fill(const Planned& planned, v1::PlanJobResponse* response) {
 
 }  // namespace
 
-std::vector<SlotMemory> SlotKinds(const std::vector<core::WorkerView>& workers) {
+std::vector<SlotMemory> SlotsToPlanFor(const std::vector<core::SlotKind>& slot_kinds) {
   std::vector<SlotMemory> kinds;
-  std::set<std::pair<std::string, int64_t>> seen;
-  for (const core::WorkerView& view : workers) {
-    for (const core::Slot& slot : view.worker.slots) {
-      if (!seen.emplace(slot.device, slot.memory_bytes).second) continue;
-      kinds.push_back({view.worker.id.value(), slot.index, slot.device, slot.memory_bytes});
-    }
+  for (const core::SlotKind& kind : slot_kinds) {
+    kinds.push_back({kind.worker_id.value(), kind.slot.index, kind.slot.device, kind.slot.memory_bytes});
   }
   std::stable_sort(kinds.begin(), kinds.end(), [](const SlotMemory& a, const SlotMemory& b) {
     return std::pair(a.device == "cpu", -a.memory_bytes) < std::pair(b.device == "cpu", -b.memory_bytes);

@@ -28,7 +28,7 @@ struct SlotMemory {
 
 // The kinds of slots in the cluster, also of workers that are down at the moment: GPUs first, the largest first; at
 // most 16.
-std::vector<SlotMemory> SlotKinds(const std::vector<core::WorkerView>& workers);
+std::vector<SlotMemory> SlotsToPlanFor(const std::vector<core::SlotKind>& slot_kinds);
 
 // `spec` is checked already. FAILED_PRECONDITION where this machine does not see the model's folder, INVALID_ARGUMENT
 // where the job does not go with it.

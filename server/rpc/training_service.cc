@@ -107,7 +107,7 @@ grpc::ServerUnaryReactor* TrainingServiceImpl::SubmitJob(Context* context, const
     // A job that was accepted stays so, whatever has become of the slots.
     const bool known = !validate_only && (*core)->FindRequest(checked.job.request_id).has_value();
     std::vector<SlotMemory> slots;
-    if (!known) slots = SlotKinds((*core)->ListWorkers());
+    if (!known) slots = SlotsToPlanFor((*core)->ListSlotKinds());
     InBackground(call, [this, call, validate_only, checked = std::move(checked), slots = std::move(slots)]() mutable {
       const FitCheck fit = CheckFits(checked.spec, options_.roots, slots);
       if (!fit.status.ok()) return (void)call->Fail(fit.status);
@@ -159,7 +159,7 @@ grpc::ServerUnaryReactor* TrainingServiceImpl::PlanJob(Context* context, const v
   parts_.coordinator->Query(
       [this, call, request = *request, spec = std::move(spec)](absl::StatusOr<const core::Core*> core) {
         if (!core.ok()) return (void)call->Fail(Error(core.status()));
-        InBackground(call, [this, call, request, spec, slots = SlotKinds((*core)->ListWorkers())] {
+        InBackground(call, [this, call, request, spec, slots = SlotsToPlanFor((*core)->ListSlotKinds())] {
           v1::PlanJobResponse planned;
           const grpc::Status status = AnswerPlan(request, spec, options_.roots, slots, &planned);
           if (!status.ok()) return (void)call->Fail(status);

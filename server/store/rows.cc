@@ -329,7 +329,7 @@ absl::Status WriteQueue(Database& database, const core::Queue& queue) {
       .Run();
 }
 
-absl::Status WriteAttempt(Database& database, const core::Attempt& attempt) {
+absl::Status WriteAttempt(Database& database, const core::AttemptWrite& attempt) {
   absl::Status status =
       database
           .Prepared(
@@ -347,6 +347,7 @@ absl::Status WriteAttempt(Database& database, const core::Attempt& attempt) {
                    attempt.cause_time, attempt.resumed_from, attempt.manifest_sha256, attempt.store_address,
                    attempt.stop_time, attempt.progressed, attempt.sample_sequence, attempt.warnings)
           .Run();
+  if (!attempt.ranks_changed) return status;
   for (const core::Rank& rank : attempt.ranks) {
     if (!status.ok()) return status;
     status = WriteRank(database, attempt, rank);

@@ -16,7 +16,7 @@ absl::Status WriteWorker(Database& database, const core::Worker& worker);
 // With all that hangs on it. A job that is not there is no error.
 absl::Status DeleteJob(Database& database, const JobId& job_id);
 absl::Status WriteQueue(Database& database, const core::Queue& queue);
-absl::Status WriteAttempt(Database& database, const core::Attempt& attempt);
+absl::Status WriteAttempt(Database& database, const core::AttemptWrite& attempt);
 absl::Status WriteEvent(Database& database, const JobId& job_id, const core::JobEvent& event);
 absl::Status WriteSample(Database& database, const JobId& job_id, const core::Sample& sample);
 absl::Status WriteCheckpoint(Database& database, const JobId& job_id, const core::Checkpoint& checkpoint);

@@ -260,9 +260,7 @@ void SimulatedServer::Synchronize(const std::string& request_bytes, Respond resp
   absl::StatusOr<core::WorkerReport> report = rpc::FromMessage(request);
   if (!report.ok()) return respond(false, report.status().ToString());
   EndHeld(report->worker_id, 0);
-  core::WorkerReport acted_on;
-  acted_on.worker_id = report->worker_id;
-  acted_on.desired_fingerprint = report->desired_fingerprint;
+  const rpc::ActedOn acted_on = rpc::ActedOnOf(request);
   const bool brings_news = BringsNews(request);
   Command(*std::move(report), [this, acted_on, brings_news, respond](absl::StatusOr<core::Reply> reply) {
     if (!reply.ok()) return respond(false, reply.status().ToString());
@@ -272,7 +270,7 @@ void SimulatedServer::Synchronize(const std::string& request_bytes, Respond resp
   });
 }
 
-void SimulatedServer::Reported(const core::WorkerReport& report, bool brings_news, const core::ReportReply& reply,
+void SimulatedServer::Reported(const rpc::ActedOn& acted_on, bool brings_news, const core::ReportReply& reply,
                                Respond respond) {
   v1::SynchronizeResponse answer;
   bool fenced = false;
@@ -286,26 +284,24 @@ void SimulatedServer::Reported(const core::WorkerReport& report, bool brings_new
     return respond(true, answer.SerializeAsString());
   }
   if (fenced) SetDuration(kCallAgainFenced, answer.mutable_call_again());
-  if (!brings_news && !fenced && core_->Desired(report.worker_id).fingerprint == report.desired_fingerprint) {
-    return Hold(report, std::move(answer), std::move(respond));
+  if (!brings_news && !fenced && rpc::IsUpToDate(*core_, acted_on)) {
+    return Hold(acted_on, std::move(answer), std::move(respond));
   }
-  AnswerWithDesired(report.worker_id, std::move(answer), respond);
+  AnswerWithDesired(acted_on, std::move(answer), respond);
 }
 
-void SimulatedServer::AnswerWithDesired(const WorkerId& worker_id, v1::SynchronizeResponse answer,
+void SimulatedServer::AnswerWithDesired(const rpc::ActedOn& acted_on, v1::SynchronizeResponse answer,
                                         const Respond& respond) {
-  const core::DesiredRanks desired = core_->Desired(worker_id);
-  for (const core::DesiredRank& rank : desired.ranks) *answer.add_desired_ranks() = rpc::ToMessage(rank);
-  answer.set_desired_fingerprint(desired.fingerprint);
+  rpc::SetDesired(*core_, acted_on, &answer);
   respond(true, answer.SerializeAsString());
 }
 
-void SimulatedServer::Hold(const core::WorkerReport& report, v1::SynchronizeResponse answer, Respond respond) {
-  EndHeld(report.worker_id, 0);
+void SimulatedServer::Hold(const rpc::ActedOn& acted_on, v1::SynchronizeResponse answer, Respond respond) {
+  EndHeld(acted_on.worker_id, 0);
   const uint64_t number = ++last_number_;
-  held_[report.worker_id] = {std::move(respond), number, report.desired_fingerprint, std::move(answer)};
+  held_[acted_on.worker_id] = {std::move(respond), number, acted_on, std::move(answer)};
   const absl::Duration hold = CoreSettings(world_->options).lease / 4;
-  world_->timeline.After(hold, [this, life = life_, worker_id = report.worker_id, number] {
+  world_->timeline.After(hold, [this, life = life_, worker_id = acted_on.worker_id, number] {
     if (life == life_) EndHeld(worker_id, number);
   });
 }
@@ -316,13 +312,13 @@ void SimulatedServer::EndHeld(const WorkerId& worker_id, uint64_t number) {
   const Held held = std::move(found->second);
   held_.erase(found);
   if (core_ == nullptr) return held.respond(false, "UNAVAILABLE");
-  AnswerWithDesired(worker_id, held.answer, held.respond);
+  AnswerWithDesired(held.acted_on, held.answer, held.respond);
 }
 
 void SimulatedServer::EndHeldIfChanged(const WorkerId& worker_id) {
   const auto found = held_.find(worker_id);
   if (found == held_.end()) return;
-  if (core_ != nullptr && core_->Desired(worker_id).fingerprint == found->second.fingerprint) return;
+  if (core_ != nullptr && rpc::IsUpToDate(*core_, found->second.acted_on)) return;
   EndHeld(worker_id, 0);
 }
 

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "server/core/core.h"
+#include "server/rpc/desired_answer.h"
 #include "tests/sim/invariants.h"
 #include "tests/sim/simulated_store.h"
 #include "tests/sim/world.h"
@@ -53,7 +54,7 @@ class SimulatedServer {
   struct Held {
     Respond respond;
     uint64_t number = 0;
-    std::string fingerprint;
+    rpc::ActedOn acted_on;
     v1::SynchronizeResponse answer;
   };
 
@@ -69,9 +70,9 @@ class SimulatedServer {
   void AfterTurn();
   void Sample();
 
-  void Reported(const core::WorkerReport& report, bool brings_news, const core::ReportReply& reply, Respond respond);
-  void AnswerWithDesired(const WorkerId& worker_id, v1::SynchronizeResponse answer, const Respond& respond);
-  void Hold(const core::WorkerReport& report, v1::SynchronizeResponse answer, Respond respond);
+  void Reported(const rpc::ActedOn& acted_on, bool brings_news, const core::ReportReply& reply, Respond respond);
+  void AnswerWithDesired(const rpc::ActedOn& acted_on, v1::SynchronizeResponse answer, const Respond& respond);
+  void Hold(const rpc::ActedOn& acted_on, v1::SynchronizeResponse answer, Respond respond);
   void EndHeld(const WorkerId& worker_id, uint64_t number);
   void EndHeldIfChanged(const WorkerId& worker_id);
 

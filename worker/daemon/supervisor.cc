@@ -65,11 +65,15 @@ Note Warn(std::string text) { return Note{true, std::move(text)}; }
 
 Effects Supervisor::OnAnswer(const v1::SynchronizeResponse& answer, absl::Time sent, absl::Time now) {
   Effects effects;
-  fingerprint_ = answer.desired_fingerprint();
   const absl::Time lease_before = lease_until_;
   if (answer.has_lease()) lease_until_ = std::max(lease_until_, sent + FromProto(answer.lease()));
   for (const auto& acknowledgement : answer.acknowledged()) Acknowledge(acknowledgement, now, &effects);
-  WantRanks(answer, now, &effects);
+  if (!answer.desired_unchanged()) {
+    fingerprint_ = answer.desired_fingerprint();
+    WantRanks(answer, now, &effects);
+  } else if (answer.desired_fingerprint() != fingerprint_) {
+    ReportBy(now);  // it compares with what this worker had when it reported
+  }
   if (lease_until_ <= now) {
     ExpireLease(now, &effects);
     return effects;
@@ -521,6 +525,7 @@ void Supervisor::FillReport(absl::Time now, v1::SynchronizeRequest* request) {
   request->set_leaving(leaving_);
   // The last report of all asks for an answer at once: it must not be held.
   if (!leaving_ || !Idle()) request->set_desired_fingerprint(fingerprint_);
+  request->set_accepts_unchanged(true);
   for (const auto& [key, rank] : ranks_) {
     if (rank.superseded) continue;
     v1::RankReport* report = request->add_ranks();

@@ -102,7 +102,7 @@ class Supervisor {
   // When the next report should leave because something changed; InfiniteFuture when nothing did.
   absl::Time ReportDue() const { return report_due_; }
 
-  // Fills ranks, leaving and desired_fingerprint. The report counts as sent.
+  // Fills ranks, leaving, desired_fingerprint and accepts_unchanged. The report counts as sent.
   void FillReport(absl::Time now, v1::SynchronizeRequest* request);
 
   // No process lives or waits, and the server knows of every end.

@@ -121,8 +121,7 @@ PolicySearch::PolicySearch(const PlannedJob& job, const ModelMemory& model)
   host_layers_ = open.host_layers;
 }
 
-Candidate PolicySearch::CandidateOf(Tiled& tiled, int64_t checkpoint_every, const MemoryLimits& limits,
-                                    bool laid_out) {
+Candidate PolicySearch::CandidateOf(Tiled& tiled, int64_t checkpoint_every, const MemoryLimits& limits, bool laid_out) {
   Candidate candidate{tiled.policy, without_policy_};
   candidate.policy.checkpoint_every = checkpoint_every;
   if (!tiled.attention) tiled.attention = AttentionTemporaries(job_, shape_, tiled.policy);

@@ -34,8 +34,16 @@ void MemoryStore::Commit(const core::Transaction& transaction) {
     }
     jobs_[id].job = write.job;
   }
-  for (const core::Attempt& attempt : transaction.attempts) {
-    Upsert(jobs_.at(attempt.job_id).attempts, attempt, [&](const auto& row) { return row.number == attempt.number; });
+  for (const core::AttemptWrite& write : transaction.attempts) {
+    core::Attempt attempt = write;
+    std::vector<core::Attempt>& rows = jobs_.at(attempt.job_id).attempts;
+    const auto same = [&](const auto& row) { return row.number == attempt.number; };
+    if (!write.ranks_changed) {
+      const auto stored = std::find_if(rows.begin(), rows.end(), same);
+      CHECK(stored != rows.end()) << attempt.job_id << " attempt " << attempt.number;
+      attempt.ranks = stored->ranks;
+    }
+    Upsert(rows, attempt, same);
   }
   for (const auto& [job_id, event] : transaction.events) {
     std::vector<core::JobEvent>& events = events_[job_id];

@@ -316,15 +316,30 @@ TEST(SlotMemory, OfAnElasticJobIsThatOfItsSmallestGang) {
   EXPECT_GT(needs(1), needs(4));
 }
 
-TEST(SlotKinds, AreEachOnceGpusFirst) {
-  core::WorkerView a, b;
-  a.worker.id = WorkerId("a");
-  a.worker.slots = {{0, "cpu", 10}, {1, "cpu", 10}, {2, "cpu", 30}};
-  b.worker.id = WorkerId("b");
-  b.worker.slots = {{0, "cpu", 10}, {1, "NVIDIA A100", 20}};
-  std::vector<std::pair<std::string, int64_t>> kinds;
-  for (const rpc::SlotMemory& slot : rpc::SlotKinds({a, b})) kinds.emplace_back(slot.worker_id, slot.memory_bytes);
-  EXPECT_THAT(kinds, ElementsAre(std::pair("b", 20), std::pair("a", 30), std::pair("a", 10)));
+TEST(SlotKinds, AreEachOnceGpusFirstAndFollowTheWorkers) {
+  core::Core core{core::CoreOptions()};
+  absl::Time now = absl::UnixEpoch();
+  core.Step(core::Restarted{}, now);
+  const auto report = [&](const char* worker, int64_t sequence, std::vector<core::Slot> slots) {
+    core::WorkerReport event;
+    event.worker_id = WorkerId(worker);
+    event.incarnation_id = worker;
+    event.sequence = sequence;
+    event.slots = std::move(slots);
+    core.Step(event, now += absl::Seconds(1));
+  };
+  const auto kinds = [&] {
+    std::vector<std::pair<std::string, int64_t>> found;
+    for (const rpc::SlotMemory& slot : rpc::SlotsToPlanFor(core.ListSlotKinds())) {
+      found.emplace_back(slot.worker_id, slot.memory_bytes);
+    }
+    return found;
+  };
+  report("a", 1, {{0, "cpu", 10}, {1, "cpu", 10}, {2, "cpu", 30}});
+  report("b", 1, {{0, "cpu", 10}, {1, "NVIDIA A100", 20}});
+  EXPECT_THAT(kinds(), ElementsAre(std::pair("b", 20), std::pair("a", 30), std::pair("a", 10)));
+  report("a", 2, {{0, "cpu", 40}});
+  EXPECT_THAT(kinds(), ElementsAre(std::pair("b", 20), std::pair("a", 40), std::pair("b", 10)));
 }
 
 }  // namespace

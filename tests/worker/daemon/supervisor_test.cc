@@ -124,7 +124,10 @@ class Script {
   }
 
   void Answer() {
-    for (const auto& [key, desired] : wanted_) *answer_.add_desired_ranks() = desired;
+    answer_.set_desired_unchanged(arguments_.contains("unchanged"));
+    if (!answer_.desired_unchanged()) {
+      for (const auto& [key, desired] : wanted_) *answer_.add_desired_ranks() = desired;
+    }
     answer_.mutable_lease()->set_seconds(Number("lease", 60));
     answer_.set_desired_fingerprint(Text("fingerprint"));
     const absl::Duration took = arguments_.contains("took") ? DurationOf(Text("took")) : absl::ZeroDuration();
@@ -262,7 +265,7 @@ TEST_P(SupervisorTranscript, GivesTheExpectedEffects) {
 
 INSTANTIATE_TEST_SUITE_P(All, SupervisorTranscript,
                          ::testing::Values("life.txt", "lease.txt", "stop.txt", "attempts.txt", "reports.txt",
-                                           "clock.txt", "leave.txt"),
+                                           "unchanged.txt", "clock.txt", "leave.txt"),
                          [](const auto& info) { return info.param.substr(0, info.param.find('.')); });
 
 TEST(SupervisorTest, KeepsABoundedNumberOfSamplesAndTheNewestOfThem) {

@@ -12,8 +12,8 @@ std::vector<PlannedJob> Jobs() {
   std::vector<PlannedJob> jobs;
   for (const char* device : {"NVIDIA H100", "cpu"}) {
     for (const int64_t context : {1024, 10'000, 131'072}) {
-      for (const std::optional<int64_t> host : {std::optional<int64_t>(), std::optional<int64_t>(0),
-                                                std::optional<int64_t>(int64_t{4} << 30)}) {
+      for (const std::optional<int64_t> host :
+           {std::optional<int64_t>(), std::optional<int64_t>(0), std::optional<int64_t>(int64_t{4} << 30)}) {
         jobfile::JobSpec spec;
         spec.context_length = context;
         spec.method.kind = context == 1024 ? jobfile::MethodKind::kLora : jobfile::MethodKind::kLongLora;
