@@ -3,12 +3,15 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <fstream>
+#include <iterator>
 #include <map>
 #include <optional>
 #include <stdexcept>
 #include <utility>
 
 #include "proto/support/job_spec_messages.h"
+#include "server/rpc/fit_cache.h"
 #include "server/rpc/grpc_error.h"
 #include "server/rpc/job_paths.h"
 #include "worker/model_config/adapter_plan.h"
@@ -39,6 +42,25 @@ std::string WhyUnreadable(const fs::path& file, const std::vector<fs::path>& roo
   return "";
 }
 
+std::vector<fs::path> ModelFiles(const jobfile::JobSpec& spec) {
+  std::vector<fs::path> files = {fs::path(spec.model.path) / "config.json"};
+  if (!spec.method.adapter.empty()) files.push_back(fs::path(spec.method.adapter) / "adapter_config.json");
+  return files;
+}
+
+// Their contents; nothing where one of them cannot be read here.
+std::optional<std::vector<std::string>> ReadModelFiles(const jobfile::JobSpec& spec,
+                                                       const std::vector<fs::path>& roots) {
+  std::vector<std::string> contents;
+  for (const fs::path& file : ModelFiles(spec)) {
+    if (!WhyUnreadable(file, roots).empty()) return std::nullopt;
+    std::ifstream in(file, std::ios::binary);
+    contents.emplace_back(std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>());
+    if (!in) return std::nullopt;
+  }
+  return contents;
+}
+
 struct Model {
   grpc::Status status;
   trainer::ModelConfig config;
@@ -46,9 +68,7 @@ struct Model {
 };
 
 Model ReadModel(const jobfile::JobSpec& spec, const std::vector<fs::path>& roots) {
-  std::vector<fs::path> files = {fs::path(spec.model.path) / "config.json"};
-  if (!spec.method.adapter.empty()) files.push_back(fs::path(spec.method.adapter) / "adapter_config.json");
-  for (const fs::path& file : files) {
+  for (const fs::path& file : ModelFiles(spec)) {
     const std::string why = WhyUnreadable(file, roots);
     if (why.empty()) continue;
     return {Error(grpc::StatusCode::FAILED_PRECONDITION, "MODEL_NOT_VISIBLE",
@@ -295,16 +315,27 @@ grpc::Status AnswerPlan(const v1::PlanJobRequest& request, const jobfile::JobSpe
 }
 
 FitCheck CheckFits(const jobfile::JobSpec& spec, const std::vector<fs::path>& roots,
-                   const std::vector<SlotMemory>& slots) {
+                   const std::vector<SlotMemory>& slots, FitCache* cache) {
   const bool all_known =
       std::all_of(slots.begin(), slots.end(), [](const SlotMemory& slot) { return slot.memory_bytes > 0; });
   if (spec.kind == jobfile::JobKind::kEvaluate || slots.empty() || !all_known) return {};
+  const std::optional<std::vector<std::string>> files = ReadModelFiles(spec, roots);
+  if (!files) return {};  // the workers may see what this machine does not
+  const std::string key = cache == nullptr ? "" : FitCache::KeyOf(spec, *files, slots);
+  if (cache != nullptr) {
+    if (const std::optional<int64_t> known = cache->Find(key)) return {grpc::Status::OK, *known};
+  }
   const Model model = ReadModel(spec, roots);
-  if (!model.status.ok()) return {};  // the workers may see what this machine does not
+  if (!model.status.ok()) return {};
   try {
     // The ranks of the smallest gang need most; that they fit is cheaper to know than the policy they would train with.
     const std::vector<std::optional<int64_t>> needs = NeedsOf(model, OfSmallestGang(spec), slots);
-    if (AnyFits(slots, needs)) return {grpc::Status::OK, LeastOf(slots, needs)};
+    if (AnyFits(slots, needs)) {
+      const int64_t least = LeastOf(slots, needs);
+      // Not when somebody has written a file in the meantime.
+      if (cache != nullptr && ReadModelFiles(spec, roots) == files) cache->Put(key, least);
+      return {grpc::Status::OK, least};
+    }
     const Planned planned = PlanForGang(model, spec, slots, std::nullopt);
     return {Error(grpc::StatusCode::INVALID_ARGUMENT, "DOES_NOT_FIT",
                   fmt::format("the job cannot be accepted: it {}",

@@ -18,6 +18,8 @@
 
 namespace longspan::rpc {
 
+class FitCache;
+
 // One of the slots that have the same device and memory.
 struct SlotMemory {
   std::string worker_id;
@@ -44,7 +46,8 @@ struct FitCheck {
   // can tell them apart. 0 where nobody can tell.
   int64_t memory_bytes_min = 0;
 };
+// `cache` may be null.
 FitCheck CheckFits(const jobfile::JobSpec& spec, const std::vector<std::filesystem::path>& roots,
-                   const std::vector<SlotMemory>& slots);
+                   const std::vector<SlotMemory>& slots, FitCache* cache);
 
 }  // namespace longspan::rpc

@@ -42,14 +42,6 @@ void Add(const std::vector<jobfile::Mistake>& mistakes, std::vector<FieldViolati
   }
 }
 
-std::string Sha256Hex(const std::string& text) {
-  unsigned char digest[SHA256_DIGEST_LENGTH];
-  SHA256(reinterpret_cast<const unsigned char*>(text.data()), text.size(), digest);
-  std::string hex;
-  for (const unsigned char byte : digest) hex += fmt::format("{:02x}", byte);
-  return hex;
-}
-
 // Only what is not the default: a newer server, which knows more keys, must take a retry of the same submission for the
 // same.
 std::string ContentHash(const jobfile::JobSpec& spec) {
@@ -81,6 +73,14 @@ core::Job JobOf(const jobfile::JobSpec& spec, const std::string& request_id) {
 }
 
 }  // namespace
+
+std::string Sha256Hex(const std::string& text) {
+  unsigned char digest[SHA256_DIGEST_LENGTH];
+  SHA256(reinterpret_cast<const unsigned char*>(text.data()), text.size(), digest);
+  std::string hex;
+  for (const unsigned char byte : digest) hex += fmt::format("{:02x}", byte);
+  return hex;
+}
 
 jobfile::JobSpec CheckSpec(bool has_spec, const v1::JobSpec& message, const std::vector<std::filesystem::path>& roots,
                            std::vector<FieldViolation>* violations) {

@@ -25,6 +25,9 @@ struct CheckedSubmit {
 };
 CheckedSubmit CheckSubmit(const v1::SubmitJobRequest& request, const std::vector<std::filesystem::path>& roots);
 
+// 64 digits.
+std::string Sha256Hex(const std::string& text);
+
 // "job-" and 16 random letters and digits, about 80 bits.
 std::string NewJobId();
 

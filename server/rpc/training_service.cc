@@ -109,7 +109,7 @@ grpc::ServerUnaryReactor* TrainingServiceImpl::SubmitJob(Context* context, const
     std::vector<SlotMemory> slots;
     if (!known) slots = SlotsToPlanFor((*core)->ListSlotKinds());
     InBackground(call, [this, call, validate_only, checked = std::move(checked), slots = std::move(slots)]() mutable {
-      const FitCheck fit = CheckFits(checked.spec, options_.roots, slots);
+      const FitCheck fit = CheckFits(checked.spec, options_.roots, slots, &fits_);
       if (!fit.status.ok()) return (void)call->Fail(fit.status);
       if (!checked.spec.resources.memory_bytes_min) checked.job.requirements.memory_bytes_min = fit.memory_bytes_min;
       if (!validate_only) return StoreJob(call, std::move(checked.job));

@@ -11,6 +11,7 @@
 #include "absl/time/time.h"
 #include "longspan/v1/training_service.grpc.pb.h"
 #include "server/rpc/authentication.h"
+#include "server/rpc/fit_cache.h"
 #include "server/rpc/pull_stream.h"
 #include "server/rpc/server_parts.h"
 #include "server/rpc/unary_call.h"
@@ -90,6 +91,7 @@ class TrainingServiceImpl final : public v1::TrainingService::CallbackService {
 
   const ServerParts parts_;
   const TrainingServiceOptions options_;
+  FitCache fits_;
 };
 
 }  // namespace longspan::rpc

@@ -9,6 +9,7 @@
 
 #include "proto/support/job_spec_messages.h"
 #include "proto/support/status.h"
+#include "server/rpc/fit_cache.h"
 #include "tests/server/rpc/test_cluster.h"
 
 namespace longspan::testing {
@@ -260,7 +261,7 @@ TEST_F(Plan, AJobIsPlacedOnlyWhereItsRanksHaveRoom) {
   AddWorker("b-large", "cpu", 64 * kGibibyte);
   const auto needs = [&](const v1::JobSpec& spec) {
     return rpc::CheckFits(jobfile::FromMessage(spec).spec, {},
-                          {{"b-large", 0, "cpu", 64 * kGibibyte}, {"a-small", 0, "cpu", kGibibyte / 2}})
+                          {{"b-large", 0, "cpu", 64 * kGibibyte}, {"a-small", 0, "cpu", kGibibyte / 2}}, nullptr)
         .memory_bytes_min;
   };
   EXPECT_GT(needs(Spec(1 << 20)), kGibibyte / 2);
@@ -290,7 +291,7 @@ TEST(SlotMemory, OneNumberTellsKindsApartWhereItCan) {
   message.mutable_model()->set_path(models.path().string());
   const jobfile::JobSpec spec = jobfile::FromMessage(message).spec;
   const auto needs = [&](const std::vector<rpc::SlotMemory>& slots) {
-    return rpc::CheckFits(spec, {}, slots).memory_bytes_min;
+    return rpc::CheckFits(spec, {}, slots, nullptr).memory_bytes_min;
   };
   const int64_t on_gpu = needs({{"a", 0, "NVIDIA H100", 80 * kGibibyte}});
   const int64_t on_cpu = needs({{"a", 0, "cpu", 80 * kGibibyte}});
@@ -310,7 +311,7 @@ TEST(SlotMemory, OfAnElasticJobIsThatOfItsSmallestGang) {
   message.mutable_resources()->set_shard_weights(true);
   const auto needs = [&](int64_t slots_min) {
     message.mutable_resources()->set_slots_min(slots_min);
-    return rpc::CheckFits(jobfile::FromMessage(message).spec, {}, {{"a", 0, "NVIDIA H100", 80 * kGibibyte}})
+    return rpc::CheckFits(jobfile::FromMessage(message).spec, {}, {{"a", 0, "NVIDIA H100", 80 * kGibibyte}}, nullptr)
         .memory_bytes_min;
   };
   EXPECT_GT(needs(1), needs(4));
@@ -340,6 +341,56 @@ TEST(SlotKinds, AreEachOnceGpusFirstAndFollowTheWorkers) {
   EXPECT_THAT(kinds(), ElementsAre(std::pair("b", 20), std::pair("a", 30), std::pair("a", 10)));
   report("a", 2, {{0, "cpu", 40}});
   EXPECT_THAT(kinds(), ElementsAre(std::pair("b", 20), std::pair("a", 40), std::pair("b", 10)));
+}
+
+TEST(FitCache, TheSameShapeIsPlannedOnceAndEverythingThatThePlannerReadsIsInTheKey) {
+  TemporaryFolder models;
+  std::ofstream(models.path() / "config.json") << kConfig;
+  v1::JobSpec message = ValidSpec();
+  message.mutable_model()->set_path(models.path().string());
+  const jobfile::JobSpec spec = jobfile::FromMessage(message).spec;
+  const std::vector<rpc::SlotMemory> slots = {{"a", 0, "cpu", 80 * kGibibyte}};
+  const auto key = [&](const jobfile::JobSpec& of) { return rpc::FitCache::KeyOf(of, {kConfig}, slots); };
+  const auto need = [&](const jobfile::JobSpec& of) { return rpc::CheckFits(of, {}, slots, nullptr).memory_bytes_min; };
+  rpc::FitCache cache;
+  ASSERT_GT(need(spec), 0);
+  EXPECT_EQ(rpc::CheckFits(spec, {}, slots, &cache).memory_bytes_min, need(spec));
+  EXPECT_EQ(cache.Find(key(spec)), need(spec));
+
+  // What is left out of the key changes nothing.
+  jobfile::JobSpec same = spec;
+  same.name = "another";
+  same.queue = "other";
+  same.priority = 90;
+  same.labels = {{"a", "b"}};
+  same.limits.max_attempts = 7;
+  same.limits.max_run_time_seconds = 60;
+  same.training.seed = 99;
+  same.training.learning_rate = 0.5;
+  EXPECT_EQ(key(same), key(spec));
+  EXPECT_EQ(need(same), need(spec));
+
+  // A wrong entry would be found: the answer is the cache's, and another key's is not.
+  rpc::FitCache wrong;
+  wrong.Put(key(spec), 7);
+  EXPECT_EQ(rpc::CheckFits(same, {}, slots, &wrong).memory_bytes_min, 7);
+  jobfile::JobSpec longer = spec;
+  longer.context_length *= 2;
+  EXPECT_EQ(rpc::CheckFits(longer, {}, slots, &wrong).memory_bytes_min, need(longer));
+  EXPECT_NE(rpc::FitCache::KeyOf(spec, {kConfig}, {{"a", 0, "cpu", 81 * kGibibyte}}), key(spec));
+  std::ofstream(models.path() / "config.json", std::ios::app) << "\n";
+  EXPECT_EQ(rpc::CheckFits(spec, {}, slots, &wrong).memory_bytes_min, need(spec)) << "another file, another key";
+}
+
+TEST(FitCache, ForgetsWhatWasNotAskedForLongest) {
+  rpc::FitCache cache(2);
+  cache.Put("a", 1);
+  cache.Put("b", 2);
+  EXPECT_EQ(cache.Find("a"), 1);
+  cache.Put("c", 3);
+  EXPECT_EQ(cache.Find("b"), std::nullopt);
+  EXPECT_EQ(cache.Find("a"), 1);
+  EXPECT_EQ(cache.Find("c"), 3);
 }
 
 }  // namespace
