@@ -71,3 +71,18 @@ def test_gpu_on_a_cpu(measured):
     assert min(row[side][key] for side in ("ours", "theirs") for key in ("seconds", "tokens_per_second")) > 0
     assert measured("gpu", *flags, "512").keys() == {"s2-256", "s2-512"}
     assert measured("gpu", *flags)["s2-256"] == row
+
+
+def test_service(source_dir, bin_dir, tmp_path):
+    readme, out = source_dir / "server" / "README.md", tmp_path / "service.json"
+    before = readme.read_bytes()
+    done = subprocess.run(
+        [sys.executable, "-B", source_dir / "tests/bench/service.py", "--bin", bin_dir, "--quick", "--out", out],
+        capture_output=True, text=True, timeout=SECONDS_MAX,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "| submits |" in done.stdout and readme.read_bytes() == before
+    [row] = json.loads(out.read_text())["rows"]
+    assert row["fill"]["latency_ms"]["count"] == row["submit, planned"]["latency_ms"]["count"] - 68 == 32
+    assert row["steady"]["workers"]["news"] > 0 and row["steady"]["workers"]["failures"] == {}
+    assert row["watched, end"]["watchers"]["progress_delay_ms"]["count"] > 0
