@@ -37,6 +37,8 @@ ARROWS = {
     "server/store": (["proto/support", "server/core"], [ABSL, FORMATS, LOG, SQLITE]),
     "server/restore": (["server/core", "server/store"], [ABSL]),
     "server/rpc": (["proto", "server", "worker/model_config", "worker/planner", "worker/storage"], [GRPC, ABSL, FORMATS, LOG, HTTP, OPENSSL]),
+    **{f"server/rpc/durable_core{ending}": (["server/core", "server/store", r"server/rpc/(durable_core|observer)\.h"], [ABSL, FORMATS])
+       for ending in (".h", ".cc")},
     "server/http": (["proto", "server", "worker/planner", "worker/storage"], [GRPC, ABSL, FORMATS, LOG, HTTP]),
     "worker/daemon": (["proto", "worker/storage"], [GRPC, ABSL, FORMATS, LOG, HTTP, OPENSSL, CLI]),
     "worker/trainer": (["proto/jobfile", "proto/trainer_lines", r"proto/support/(check|mutex)\.h", "worker/model_config", "worker/planner", "worker/storage",

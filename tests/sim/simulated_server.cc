@@ -9,8 +9,6 @@ namespace longspan::sim {
 namespace {
 
 constexpr absl::Duration kGroup = absl::Milliseconds(4);  // what comes within it is one commit
-constexpr absl::Duration kTickDistanceMin = absl::Milliseconds(10);
-constexpr absl::Duration kReloadAfter = absl::Seconds(1);
 constexpr absl::Duration kCallAgainFenced = absl::Milliseconds(500);
 constexpr double kSampled = 0.01;  // of the turns: memory against store
 
@@ -25,6 +23,13 @@ void SetDuration(absl::Duration duration, google::protobuf::Duration* message) {
   const int64_t seconds = absl::IDivDuration(duration, absl::Seconds(1), &duration);
   message->set_seconds(seconds);
   message->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(duration)));
+}
+
+rpc::DurableCore::Options DurableSettings(const SimulationOptions& options) {
+  rpc::DurableCore::Options durable;
+  durable.core = CoreSettings(options);
+  durable.tick = absl::InfiniteDuration();  // deadlines alone: one that is missing shows
+  return durable;
 }
 
 }  // namespace
@@ -55,7 +60,9 @@ core::CoreOptions CoreSettings(const SimulationOptions& options) {
 SimulatedServer::SimulatedServer(World* world, Invariants* invariants)
     : world_(world),
       invariants_(invariants),
-      store_(world->options.sqlite ? MakeSqliteStore(&world->random) : MakeMemoryStore()) {
+      store_(world->options.sqlite ? MakeSqliteStore(&world->random) : MakeMemoryStore()),
+      watched_(world, invariants, store_.get(),
+               [this](const char* when, bool power_cut) { death_ = Death{when, power_cut}; }) {
   Start();
 }
 
@@ -64,49 +71,53 @@ SimulatedServer::SimulatedServer(World* world, Invariants* invariants)
 void SimulatedServer::Start() {
   ++life_;
   ++starts_;
-  running_ = true;
   world_->Say("server: starts");
+  durable_ = std::make_unique<rpc::DurableCore>(DurableSettings(world_->options), Hooks(), &watched_, &observer_);
   absl::Status status = store_->Open();
-  if (status.ok()) status = Reload();
+  if (status.ok()) status = durable_->Load();
   if (!status.ok()) {
     world_->Say("server: cannot start: {}", status.ToString());
     if (absl::IsDataLoss(status)) invariants_->Fail("what was committed is loaded", status.ToString());
-    Die("at its start", false);
+    return Die({"at its start", false});
   }
+  watched_.Loaded();
+  ScheduleTurn(world_->timeline.now() + kGroup);
+}
+
+rpc::DurableCore::Hooks SimulatedServer::Hooks() {
+  rpc::DurableCore::Hooks hooks;
+  hooks.now = [this] { return world_->timeline.now(); };
+  hooks.on_lost = [this](const absl::Status& cause) {
+    world_->Say("server: cannot store: {}", cause.ToString());
+    if (absl::IsInternal(cause) && !death_) death_ = Death{"because the store failed", false};
+  };
+  hooks.on_back = [this] {
+    watched_.Loaded();
+    world_->Say("server: the store works again");
+    std::vector<WorkerId> workers;
+    for (const auto& [worker_id, held] : held_) workers.push_back(worker_id);
+    for (const WorkerId& worker_id : workers) EndHeldIfChanged(worker_id);
+  };
+  return hooks;
 }
 
 void SimulatedServer::StartNow() {
-  if (!running_) Start();
-}
-
-absl::Status SimulatedServer::Reload() {
-  absl::StatusOr<core::StoredState> stored = store_->Load();
-  if (!stored.ok()) return stored.status();
-  invariants_->OnLoaded(*stored);
-  auto core = std::make_unique<core::Core>(CoreSettings(world_->options));
-  const core::Effects effects = core->Step(core::Restarted{*std::move(stored)}, world_->timeline.now());
-  invariants_->CheckTransaction(effects.transaction);
-  if (absl::Status committed = store_->Commit(effects.transaction); !committed.ok()) return committed;
-  invariants_->OnCommitted(effects.transaction);
-  core_ = std::move(core);
-  tick_soon_ = true;
-  ScheduleTurn(world_->timeline.now() + kGroup);
-  return absl::OkStatus();
+  if (durable_ == nullptr) Start();
 }
 
 void SimulatedServer::Crash() {
-  if (running_) Die("at some time", world_->random.Chance(world_->faults.power_cut));
+  if (durable_ != nullptr) Die({"at some time", world_->random.Chance(world_->faults.power_cut)});
 }
 
-void SimulatedServer::Die(const char* when, bool power_cut) {
-  world_->Say("server: dies {}{}", when, power_cut ? ", and its power with it" : "");
-  running_ = false;
+void SimulatedServer::Die(const Death& death) {
+  world_->Say("server: dies {}{}", death.when, death.power_cut ? ", and its power with it" : "");
   ++life_;
-  core_.reset();
+  durable_.reset();
+  death_.reset();
   queue_.clear();
   held_.clear();
   turn_at_ = absl::InfiniteFuture();
-  store_->Kill(power_cut);
+  store_->Kill(death.power_cut);
   const absl::Duration most = world_->options.server_away_max;
   const bool soon = world_->random.Chance(0.7);
   const absl::Duration away =
@@ -119,29 +130,7 @@ void SimulatedServer::SetDiskFull(bool full) {
   store_->SetFull(full);
 }
 
-void SimulatedServer::LoseCore(const absl::Status& cause) {
-  world_->Say("server: cannot store: {}", cause.ToString());
-  core_.reset();
-  tick_soon_ = false;
-  ReloadLater();
-}
-
-void SimulatedServer::ReloadLater() {
-  world_->timeline.After(kReloadAfter, [this, life = life_] {
-    if (life != life_ || core_ != nullptr) return;
-    if (const absl::Status status = Reload(); !status.ok()) {
-      world_->Say("server: cannot load: {}", status.ToString());
-      ReloadLater();
-      return;
-    }
-    world_->Say("server: the store works again");
-    std::vector<WorkerId> workers;
-    for (const auto& [worker_id, held] : held_) workers.push_back(worker_id);
-    for (const WorkerId& worker_id : workers) EndHeldIfChanged(worker_id);
-  });
-}
-
-// ---- the coordinator's turn ----
+// ---- the coordinator's loop ----
 
 void SimulatedServer::ScheduleTurn(absl::Time at) {
   if (at >= turn_at_) return;
@@ -154,107 +143,38 @@ void SimulatedServer::ScheduleTurn(absl::Time at) {
 }
 
 void SimulatedServer::Command(core::Event event, RespondReply respond) {
-  if (!running_) return;
-  queue_.push_back({std::move(event), std::move(respond)});
+  if (durable_ == nullptr) return;
+  const auto answer = [this, respond = std::move(respond)](absl::StatusOr<core::Reply> reply, const core::Core*) {
+    if (!death_ && !invariants_->violation()) respond(std::move(reply));
+  };
+  queue_.push_back(rpc::DurableCore::Sending{std::move(event), answer});
   ScheduleTurn(world_->timeline.now() + kGroup);
 }
 
-bool SimulatedServer::Commit(const core::Transaction& transaction, absl::Status* failed) {
-  if (transaction.empty()) return true;
-  invariants_->CheckTransaction(transaction);
-  if (invariants_->violation()) return false;
-  Random& random = world_->random;
-  const Faults& faults = world_->faults;
-  if (random.Chance(faults.server_crash_before_commit)) {
-    Die("before a commit", random.Chance(faults.power_cut));
-    return false;
-  }
-  if (random.Chance(faults.commit_fails)) store_->FailNextCommit();
-  if (random.Chance(faults.server_crash_in_commit)) store_->DieInNextCommit();
-  const absl::Status committed = store_->Commit(transaction);
-  if (store_->died()) {
-    invariants_->OnCommitUncertain(transaction);
-    Die("in a commit", random.Chance(faults.power_cut));
-    return false;
-  }
-  if (!committed.ok() && absl::IsInternal(committed)) {
-    invariants_->OnCommitUncertain(transaction);
-    Die("because the store failed", false);
-    return false;
-  }
-  if (!committed.ok()) {
-    LoseCore(committed);
-    *failed = committed;
-    return false;
-  }
-  ++commits_;
-  invariants_->OnCommitted(transaction);
-  if (random.Chance(faults.server_crash_after_commit)) {
-    Die("after a commit, before its answers", random.Chance(faults.power_cut));
-    return false;
-  }
-  return true;
-}
-
 void SimulatedServer::Turn() {
-  std::vector<Waiting> items = std::exchange(queue_, {});
-  const absl::Time now = world_->timeline.now();
-  if (core_ == nullptr) {
-    for (const Waiting& item : items) item.respond(absl::UnavailableError("the server cannot store anything now"));
-    return;
-  }
-  core::Transaction transaction;
-  std::vector<core::Reply> replies;
-  std::vector<WorkerId> changed;
-  const auto step = [&](const core::Event& event) {
-    core::Effects effects = core_->Step(event, now);
-    for (const auto& [job_id, event_row] : effects.transaction.events) {
-      world_->Say("server: {} {} {}: {}", job_id, Name(event_row.state), event_row.reason, event_row.message);
-    }
-    transaction.Append(std::move(effects.transaction));
-    changed.insert(changed.end(), effects.changed_workers.begin(), effects.changed_workers.end());
-    tick_soon_ = tick_soon_ || effects.tick_soon;
-    return std::move(effects.reply);
-  };
-  for (const Waiting& item : items) replies.push_back(step(item.event));
-  if (tick_soon_ || (now >= core_->NextDeadline() && now >= last_tick_ + kTickDistanceMin)) {
-    tick_soon_ = false;
-    step(core::Tick{});
-    last_tick_ = now;
-  }
-  absl::Status failed;
-  const int64_t life = life_;
-  if (!Commit(transaction, &failed)) {
-    if (!failed.ok()) {
-      for (const Waiting& item : items) item.respond(failed);
-    }
-    return;
-  }
-  for (size_t i = 0; i < items.size() && life == life_; ++i) items[i].respond(std::move(replies[i]));
-  std::sort(changed.begin(), changed.end());
-  changed.erase(std::unique(changed.begin(), changed.end()), changed.end());
-  for (const WorkerId& worker_id : changed) EndHeldIfChanged(worker_id);
-  AfterTurn();
+  const rpc::DurableCore::Changed changed = durable_->Turn(std::exchange(queue_, {}), /*idle=*/true);
+  if (death_) return Die(*death_);
+  for (const WorkerId& worker_id : changed.workers) EndHeldIfChanged(worker_id);
+  if (durable_->core() != nullptr) CheckTurn();
+  const absl::Time next = durable_->NextTurn();
+  ScheduleTurn(next == absl::InfinitePast() ? world_->timeline.now() + kGroup : next);
 }
 
-void SimulatedServer::AfterTurn() {
-  if (!tick_soon_) invariants_->CheckWaiting(*core_);
+void SimulatedServer::CheckTurn() {
+  if (durable_->NextTurn() != absl::InfinitePast()) invariants_->CheckWaiting(*core());
   if (world_->random.Chance(kSampled)) Sample();
-  const absl::Time next = std::max(core_->NextDeadline(), last_tick_ + kTickDistanceMin);
-  if (tick_soon_) return ScheduleTurn(world_->timeline.now() + kGroup);
-  if (next < absl::InfiniteFuture()) ScheduleTurn(next);
 }
 
 void SimulatedServer::Sample() {
   const absl::StatusOr<core::StoredState> stored = store_->Load();
   if (!stored.ok()) return;  // the next turn sees it too
-  invariants_->CompareWithStore(*core_, *stored, CoreSettings(world_->options), world_->timeline.now());
+  invariants_->CompareWithStore(*core(), *stored, CoreSettings(world_->options), world_->timeline.now());
 }
 
 // ---- Synchronize, as fleet_service.cc has it ----
 
 void SimulatedServer::Synchronize(const std::string& request_bytes, Respond respond) {
-  if (!running_) return;
+  if (durable_ == nullptr) return;
   v1::SynchronizeRequest request;
   CHECK(request.ParseFromString(request_bytes));
   absl::StatusOr<core::WorkerReport> report = rpc::FromMessage(request);
@@ -284,7 +204,7 @@ void SimulatedServer::Reported(const rpc::ActedOn& acted_on, bool brings_news, c
     return respond(true, answer.SerializeAsString());
   }
   if (fenced) SetDuration(kCallAgainFenced, answer.mutable_call_again());
-  if (!brings_news && !fenced && rpc::IsUpToDate(*core_, acted_on)) {
+  if (!brings_news && !fenced && rpc::IsUpToDate(*core(), acted_on)) {
     return Hold(acted_on, std::move(answer), std::move(respond));
   }
   AnswerWithDesired(acted_on, std::move(answer), respond);
@@ -292,7 +212,7 @@ void SimulatedServer::Reported(const rpc::ActedOn& acted_on, bool brings_news, c
 
 void SimulatedServer::AnswerWithDesired(const rpc::ActedOn& acted_on, v1::SynchronizeResponse answer,
                                         const Respond& respond) {
-  rpc::SetDesired(*core_, acted_on, &answer);
+  rpc::SetDesired(*core(), acted_on, &answer);
   respond(true, answer.SerializeAsString());
 }
 
@@ -311,14 +231,14 @@ void SimulatedServer::EndHeld(const WorkerId& worker_id, uint64_t number) {
   if (found == held_.end() || (number != 0 && found->second.number != number)) return;
   const Held held = std::move(found->second);
   held_.erase(found);
-  if (core_ == nullptr) return held.respond(false, "UNAVAILABLE");
+  if (core() == nullptr) return held.respond(false, "UNAVAILABLE");
   AnswerWithDesired(held.acted_on, held.answer, held.respond);
 }
 
 void SimulatedServer::EndHeldIfChanged(const WorkerId& worker_id) {
   const auto found = held_.find(worker_id);
   if (found == held_.end()) return;
-  if (core_ != nullptr && rpc::IsUpToDate(*core_, found->second.acted_on)) return;
+  if (core() != nullptr && rpc::IsUpToDate(*core(), found->second.acted_on)) return;
   EndHeld(worker_id, 0);
 }
 

@@ -1,10 +1,8 @@
-// The coordinator without its threads: the real core and scheduler and the real translation of messages, driven as
-// coordinator.cc and fleet_service.cc drive them, over a store with faults.
+// The server's process without threads and streams: the real core behind the real turn (server/rpc/durable_core) and
+// the real translation of messages, in virtual time, over a store with faults; held calls as fleet_service.cc has them.
 //
-// What comes within a moment is stepped together and stored with one commit; answers leave after it. A commit that
-// fails gives every caller of its group an error, and the core is built anew from the store; one that fails with
-// INTERNAL ends the process. The process also dies between step and commit, in a commit, between commit and answer, and
-// at any other time, sometimes with its power; it comes back after a while.
+// What comes within a moment is one group. The process dies between step and commit, in a commit, between commit and
+// answer, when the store says INTERNAL, and at any other time, sometimes with its power; it comes back after a while.
 #pragma once
 
 #include <functional>
@@ -16,8 +14,10 @@
 
 #include "server/core/core.h"
 #include "server/rpc/desired_answer.h"
+#include "server/rpc/durable_core.h"
 #include "tests/sim/invariants.h"
 #include "tests/sim/simulated_store.h"
+#include "tests/sim/watched_store.h"
 #include "tests/sim/world.h"
 
 namespace longspan::sim {
@@ -41,15 +41,15 @@ class SimulatedServer {
   void StartNow();
 
   // Null while it is down or cannot store.
-  const core::Core* core() const { return core_.get(); }
+  const core::Core* core() const { return durable_ == nullptr ? nullptr : durable_->core(); }
   SimulatedStore& store() { return *store_; }
-  int64_t commits() const { return commits_; }
+  int64_t commits() const { return watched_.commits(); }
   int64_t starts() const { return starts_; }
 
  private:
-  struct Waiting {
-    core::Event event;
-    RespondReply respond;
+  struct Death {
+    const char* when = "";
+    bool power_cut = false;
   };
   struct Held {
     Respond respond;
@@ -59,15 +59,11 @@ class SimulatedServer {
   };
 
   void Start();
-  absl::Status Reload();
-  void ReloadLater();
-  void Die(const char* when, bool power_cut);
-  void LoseCore(const absl::Status& cause);
+  rpc::DurableCore::Hooks Hooks();
+  void Die(const Death& death);
   void ScheduleTurn(absl::Time at);
   void Turn();
-  // False: the process is dead, or the core is lost; `*failed` says what callers are told.
-  bool Commit(const core::Transaction& transaction, absl::Status* failed);
-  void AfterTurn();
+  void CheckTurn();
   void Sample();
 
   void Reported(const rpc::ActedOn& acted_on, bool brings_news, const core::ReportReply& reply, Respond respond);
@@ -78,17 +74,16 @@ class SimulatedServer {
 
   World* const world_;
   Invariants* const invariants_;
-  std::unique_ptr<SimulatedStore> store_;
-  int64_t life_ = 0;  // counts its processes
-  bool running_ = false;
-  std::unique_ptr<core::Core> core_;
-  std::vector<Waiting> queue_;
-  bool tick_soon_ = false;
+  const std::unique_ptr<SimulatedStore> store_;
+  WatchedStore watched_;
+  rpc::Observer observer_;
+  int64_t life_ = 0;                           // counts its processes
+  std::unique_ptr<rpc::DurableCore> durable_;  // null: it does not run
+  std::optional<Death> death_;  // within this turn, which is carried to its end and tells nobody anything
+  std::vector<rpc::DurableCore::Item> queue_;
   absl::Time turn_at_ = absl::InfiniteFuture();
-  absl::Time last_tick_ = absl::InfinitePast();
   std::map<WorkerId, Held> held_;
   uint64_t last_number_ = 0;
-  int64_t commits_ = 0;
   int64_t starts_ = 0;
 };
 
