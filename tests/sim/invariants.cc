@@ -358,6 +358,16 @@ void Invariants::OnSubmitAcknowledged(const std::string& request_id, const JobId
   if (!jobs_.contains(job_id)) Fail("an acknowledged submit exists", fmt::format("{} as {}", request_id, job_id));
 }
 
+void Invariants::OnSubmitRefused(const std::string& request_id, bool disk_full) {
+  const auto known = std::find_if(jobs_.begin(), jobs_.end(),
+                                  [&](const auto& entry) { return entry.second.request_id == request_id; });
+  if (known != jobs_.end()) {
+    Fail("only what is new is refused", fmt::format("{}, and it is {}", request_id, known->first));
+  } else if (!disk_full) {
+    Fail("only what is new is refused", fmt::format("{}, and there is room", request_id));
+  }
+}
+
 void Invariants::CheckWaiting(const core::Core& core) {
   ++checks_;
   std::set<int64_t> positions;

@@ -65,6 +65,7 @@ class Invariants {
   void OnAcknowledged(const v1::RankAcknowledgement& acknowledgement);            // a worker hears it
   void OnToldRecorded(const std::string& job_id, const std::string& checkpoint);  // a trainer hears it
   void OnSubmitAcknowledged(const std::string& request_id, const JobId& job_id);
+  void OnSubmitRefused(const std::string& request_id, bool disk_full);
   void OnCancelAcknowledged(const JobId& job_id) { cancelled_.insert(job_id); }
   void OnPauseAcknowledged(const JobId& job_id) { paused_.insert(job_id); }
   void OnResumeSent(const JobId& job_id) { paused_.erase(job_id); }

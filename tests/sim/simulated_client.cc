@@ -23,7 +23,9 @@ void SimulatedClient::Ask(std::function<core::Event()> event, int tries, std::fu
     const auto mine = weak.lock();
     if (mine == nullptr || mine->answered || mine->left-- == 0) return;
     network_->Send(Network::kClient, Network::kServer, [this, mine, event, done] {
-      server_->Command(event(), [this, mine, done](const absl::StatusOr<core::Reply>& reply) {
+      const core::Event sent = event();
+      server_->Command(sent, [this, mine, done, sent](const absl::StatusOr<core::Reply>& reply) {
+        if (reply.ok() && IsRefused(sent, *reply)) return;  // and asked again
         network_->Send(Network::kServer, Network::kClient, [mine, done, reply] {
           if (!reply.ok() || mine->answered) return;
           mine->answered = true;
@@ -34,6 +36,16 @@ void SimulatedClient::Ask(std::function<core::Event()> event, int tries, std::fu
     world_->timeline.After(world_->random.Between(absl::Seconds(0.5), absl::Seconds(3)), [mine] { mine->send(); });
   };
   conversation->send();
+}
+
+// At the time of the answer, so that the invariant sees the disk as the server saw it.
+bool SimulatedClient::IsRefused(const core::Event& event, const core::Reply& reply) {
+  const auto* answer = std::get_if<core::SubmitReply>(&reply);
+  if (answer == nullptr || !absl::IsResourceExhausted(answer->status)) return false;
+  const std::string& request_id = std::get<core::JobSubmitted>(event).job.request_id;
+  world_->Say("server: refuses {}: {}", request_id, answer->status.ToString());
+  invariants_->OnSubmitRefused(request_id, server_->disk_full());
+  return true;
 }
 
 void SimulatedClient::Submit(JobPlan plan) {

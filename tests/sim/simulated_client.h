@@ -42,6 +42,8 @@ class SimulatedClient {
   // Sends `event` and tells `done` about the answer; again and again while `done` was not called, at most `tries`
   // times.
   void Ask(std::function<core::Event()> event, int tries, std::function<void(const core::Reply&)> done);
+  // A new job, for want of room on the server's disk.
+  bool IsRefused(const core::Event& event, const core::Reply& reply);
   void Command(core::Event event, int tries, std::function<void()> acknowledged, const std::string& what);
   bool IsSettled(const std::string& target, absl::Time sent) const;
   void Resume(const JobId& job_id, int tries);

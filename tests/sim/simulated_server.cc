@@ -127,7 +127,7 @@ void SimulatedServer::Die(const Death& death) {
 
 void SimulatedServer::SetDiskFull(bool full) {
   world_->Say("server: the disk {}", full ? "is full" : "has room again");
-  store_->SetFull(full);
+  watched_.SetFull(full);
 }
 
 // ---- the coordinator's loop ----

@@ -37,6 +37,7 @@ class SimulatedServer {
 
   void Crash();
   void SetDiskFull(bool full);
+  bool disk_full() const { return watched_.full(); }
   // Brings it back now, if it is down.
   void StartNow();
 

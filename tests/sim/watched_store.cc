@@ -1,5 +1,7 @@
 #include "tests/sim/watched_store.h"
 
+#include <limits>
+
 namespace longspan::sim {
 namespace {
 
@@ -53,6 +55,14 @@ absl::StatusOr<std::vector<core::JobEvent>> WatchedStore::ReadEvents(const JobId
 absl::StatusOr<std::vector<core::Sample>> WatchedStore::ReadSamples(const JobId&, int64_t, int64_t) const {
   return NobodyAsks();
 }
+
+absl::StatusOr<int64_t> WatchedStore::FreeBytes() const { return full_ ? 0 : std::numeric_limits<int64_t>::max(); }
+
+void WatchedStore::SetFull(bool full) {
+  full_ = full;
+  store_->SetFull(full);
+}
+
 absl::Status WatchedStore::Backup(const std::string&) { return NobodyAsks(); }
 
 }  // namespace longspan::sim

@@ -5,6 +5,9 @@
 #pragma once
 
 #include <functional>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "server/store/store.h"
 #include "tests/sim/invariants.h"
@@ -31,6 +34,10 @@ class WatchedStore final : public store::Store {
   absl::StatusOr<std::vector<core::Sample>> ReadSamples(const JobId& job_id, int64_t after,
                                                         int64_t limit) const override;
   absl::Status Backup(const std::string& target_path) override;
+  absl::StatusOr<int64_t> FreeBytes() const override;
+
+  void SetFull(bool full);
+  bool full() const { return full_; }
 
   // Of groups, without those of starts.
   int64_t commits() const { return commits_; }
@@ -43,6 +50,7 @@ class WatchedStore final : public store::Store {
   SimulatedStore* const store_;
   const Die die_;
   bool loading_ = false;
+  bool full_ = false;
   int64_t commits_ = 0;
 };
 
