@@ -8,6 +8,9 @@ namespace {
 
 using absl::Seconds;
 
+constexpr absl::Duration kMoment = absl::Milliseconds(10);
+constexpr int64_t kEventsOfAMomentMax = 1000;
+
 }  // namespace
 
 // Not all faults at once: what one kind hides another shows. Each kind is on in about half of the seeds.
@@ -161,11 +164,29 @@ void SimulatedCluster::Run() {
     world_.timeline.Run();
     invariants_.CheckProcesses();
     ++events_;
+    CheckTimeGoesOn();
   }
   if (!invariants_.violation()) CheckEnds();
   if (const auto& violation = invariants_.violation()) {
     world_.Say("VIOLATION of \"{}\": {}", violation->invariant, violation->text);
   }
+}
+
+// Much may happen at once, but not without end: a deadline that stays in the past wakes its owner again and again.
+void SimulatedCluster::CheckTimeGoesOn() {
+  const absl::Time now = world_.timeline.now();
+  if (now >= moment_ + kMoment) {
+    moment_ = now;
+    events_before_moment_ = events_;
+  }
+  if (events_ - events_before_moment_ <= kEventsOfAMomentMax) return;
+  std::string who;
+  for (const auto& worker : workers_) {
+    if (worker->WakesBefore(now + absl::Microseconds(10)))
+      who += fmt::format("; {} wants to be woken at once", worker->name());
+  }
+  invariants_.Fail("time goes on", fmt::format("{} things happened within {}{}", events_ - events_before_moment_,
+                                               absl::FormatDuration(kMoment), who));
 }
 
 void SimulatedCluster::CheckEnds() {

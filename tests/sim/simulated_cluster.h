@@ -49,6 +49,7 @@ class SimulatedCluster {
   void CalmDown();
   SimulatedWorker& AnyWorker();
   bool AllEnded() const;
+  void CheckTimeGoesOn();
   void CheckEnds();
 
   World world_;
@@ -59,6 +60,8 @@ class SimulatedCluster {
   std::vector<std::unique_ptr<SimulatedWorker>> workers_;
   SimulatedClient client_;
   int64_t events_ = 0;
+  absl::Time moment_;  // a stretch of kMoment begins
+  int64_t events_before_moment_ = 0;
 };
 
 }  // namespace longspan::sim

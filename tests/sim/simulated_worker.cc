@@ -10,6 +10,7 @@ namespace {
 
 constexpr absl::Duration kLeaveGrace = absl::Seconds(8);
 constexpr absl::Duration kLeaveReportMax = absl::Seconds(3);
+constexpr absl::Duration kKillTakesMax = absl::Milliseconds(100);
 
 worker::SupervisorOptions SupervisorSettings() {
   worker::SupervisorOptions options;
@@ -117,6 +118,7 @@ void SimulatedWorker::Thaw() {
   if (!frozen_) return;
   world_->Say("{}: goes on", name_);
   frozen_ = false;
+  thawed_at_ = Local();
   trainers_->ThawAllOf(number_);
   Loop();  // leases before news
   while (!frozen_ && daemon_ != nullptr && !inbox_.empty()) {
@@ -214,7 +216,29 @@ void SimulatedWorker::OnAnswer(int64_t life, int64_t sequence, bool ok, const st
   }
   if (!d.schedule.OnAnswer(sequence, again, now)) return;
   d.leaving_answered |= d.leaving_calls.contains(sequence);
+  NoteLease(answer, call.mapped());
   Apply(d.supervisor.OnAnswer(answer, call.mapped(), now));
+}
+
+void SimulatedWorker::NoteLease(const v1::SynchronizeResponse& answer, absl::Time sent) {
+  if (!answer.has_lease()) return;
+  const absl::Duration lease = absl::Seconds(answer.lease().seconds()) + absl::Nanoseconds(answer.lease().nanos());
+  daemon_->lease_until = std::max(daemon_->lease_until, sent + lease);
+  CheckLeaseAt(daemon_->lease_until + SupervisorSettings().kill_grace + kKillTakesMax);
+}
+
+void SimulatedWorker::CheckLeaseAt(absl::Time local) {
+  world_->timeline.At(ToGlobal(local), [this, life = life_, until = daemon_->lease_until] {
+    if (life != life_ || daemon_ == nullptr || daemon_->lease_until != until) return;
+    const absl::Time awake_since = frozen_ ? Local() : thawed_at_;
+    const absl::Time due = std::max(until, awake_since) + SupervisorSettings().kill_grace + kKillTakesMax;
+    if (due > Local()) return CheckLeaseAt(due);
+    for (const auto& [key, id] : daemon_->running) {
+      invariants_->Fail("a lease ends its ranks",
+                        fmt::format("process {} ({}) of {} lives {} after the lease", id, worker::ToString(key), name_,
+                                    absl::FormatDuration(Local() - until)));
+    }
+  });
 }
 
 // ---- effects ----

@@ -32,6 +32,7 @@ class SimulatedWorker : public Daemon {
   void JumpWallClock(absl::Duration by);
   // No process is there; it comes back by itself.
   bool down() const { return daemon_ == nullptr; }
+  bool WakesBefore(absl::Time time) const { return daemon_ != nullptr && !frozen_ && daemon_->wake_at < time; }
   int number() const { return number_; }
   const std::string& name() const { return name_; }
 
@@ -50,6 +51,7 @@ class SimulatedWorker : public Daemon {
     absl::Time leave_deadline = absl::InfiniteFuture();
     bool leaving_answered = false;
     absl::Time wake_at = absl::InfiniteFuture();
+    absl::Time lease_until = absl::InfinitePast();  // by the answers, whatever the supervisor believes
   };
 
   void Start();
@@ -63,6 +65,9 @@ class SimulatedWorker : public Daemon {
   bool Left(absl::Time now) const;
   void SendReport(absl::Time now);
   void OnAnswer(int64_t life, int64_t sequence, bool ok, const std::string& bytes);
+  void NoteLease(const v1::SynchronizeResponse& answer, absl::Time sent);
+  // No process outlives the lease and the kill grace, counted from a thaw if that came later.
+  void CheckLeaseAt(absl::Time local);
   void Apply(const worker::Effects& effects);
   void Spawn(const worker::SpawnRank& spawn);
 
@@ -79,7 +84,8 @@ class SimulatedWorker : public Daemon {
   int64_t life_ = 0;  // counts its processes
   std::unique_ptr<DaemonProcess> daemon_;
   bool frozen_ = false;
-  std::deque<std::function<void()>> inbox_;  // while it is frozen
+  absl::Time thawed_at_ = absl::InfinitePast();  // local
+  std::deque<std::function<void()>> inbox_;      // while it is frozen
 };
 
 }  // namespace longspan::sim
