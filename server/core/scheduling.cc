@@ -111,10 +111,15 @@ std::optional<scheduler::RunningGang> Core::State::GangOf(const JobEntry& entry)
   gang.sizes = entry.job.gang_sizes;
   gang.requirements = entry.job.requirements;
   const bool runs = entry.job.state == JobState::kStarting || entry.job.state == JobState::kRunning;
-  gang.stopping = !IsLive(attempt) || !runs;
+  // A rank of a live attempt that is gone has done its work: the others are about to end as well.
+  const bool finishes =
+      runs && std::any_of(attempt.ranks.begin(), attempt.ranks.end(), [](const Rank& rank) { return rank.exited; });
+  gang.stopping = !IsLive(attempt) || !runs || finishes;
+  gang.ending = finishes || IsTerminal(entry.job.state) || entry.job.state == JobState::kCancelling ||
+                entry.job.state == JobState::kPausing;
   if (!gang.stopping) {
     gang.expected_end = now_ + RunTimeLeft(entry);
-  } else if (IsLive(attempt)) {
+  } else if (IsLive(attempt) && !finishes) {
     gang.expected_end = std::min(StopDeadline(entry, attempt), now_ + options_.checkpoint_grace);
   } else {
     gang.expected_end = now_ + options_.kill_grace;

@@ -28,6 +28,24 @@ std::vector<SlotNumber> PlaceLarger(const GangSlots& gang, int64_t size_max, Clu
   return PlaceLargest(larger, size_max, {}, access, cluster);
 }
 
+// As it will be when the gangs that are ending are gone.
+Cluster AfterEndings(const std::vector<GangSlots>& gangs, Cluster cluster) {
+  ++cluster.work().cluster_copies;
+  for (const GangSlots& gang : gangs) {
+    if (!gang.gang->ending) continue;
+    for (const SlotNumber slot : gang.slots) cluster.Release(slot);
+  }
+  return cluster;
+}
+
+int64_t SlotsOfEndings(const std::vector<GangSlots>& gangs, const std::string& queue) {
+  int64_t slots = 0;
+  for (const GangSlots& gang : gangs) {
+    if (gang.gang->ending && gang.gang->queue == queue) slots += static_cast<int64_t>(gang.slots.size());
+  }
+  return slots;
+}
+
 }  // namespace
 
 std::optional<Growth> FindGrowth(const std::vector<GangSlots>& gangs, const Cluster& cluster, const Options& options,
@@ -41,9 +59,18 @@ std::optional<Growth> FindGrowth(const std::vector<GangSlots>& gangs, const Clus
     const RunningGang& y = *gangs[b].gang;
     return std::tie(y.priority, x.start_time, x.id) < std::tie(x.priority, y.start_time, y.id);
   });
+  std::optional<Cluster> later;
+  const bool some_end = std::any_of(gangs.begin(), gangs.end(), [](const GangSlots& g) { return g.gang->ending; });
+  if (some_end && !candidates.empty()) later = AfterEndings(gangs, cluster);
   for (const size_t i : candidates) {
     const int64_t size = static_cast<int64_t>(gangs[i].gang->ranks.size());
-    std::vector<SlotNumber> slots = PlaceLarger(gangs[i], size + slots_left(gangs[i].gang->queue), cluster);
+    const std::string& queue = gangs[i].gang->queue;
+    const int64_t size_max = size + slots_left(queue);
+    std::vector<SlotNumber> slots = PlaceLarger(gangs[i], size_max, cluster);
+    if (later) {
+      const int64_t size_max_later = size_max + SlotsOfEndings(gangs, queue);
+      if (PlaceLarger(gangs[i], size_max_later, *later).size() > slots.size()) return std::nullopt;
+    }
     if (!slots.empty()) return Growth{i, std::move(slots)};
   }
   return std::nullopt;

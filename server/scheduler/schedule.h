@@ -85,6 +85,7 @@ struct RunningGang {
   absl::Time start_time;         // of this attempt
   absl::Time expected_end;       // of its slots, by estimates; when that is past it may take a while yet
   bool stopping = false;         // asked to, or over: its slots come back without anybody's help
+  bool ending = false;  // stopping, and its job takes no slots again: all of them are free in a moment, for anybody
   absl::Time protected_until = absl::InfinitePast();  // it is not asked to give slots back before
   std::vector<int64_t> sizes;                         // as of a waiting job
   Requirements requirements;

@@ -391,8 +391,9 @@ INSTANTIATE_TEST_SUITE_P(Core, TranscriptTest,
                          ::testing::Values("a_job_from_submit_to_success", "a_rank_fails", "cancel_and_pause",
                                            "lease_and_fencing", "server_restart", "waiting_and_placement", "deadlines",
                                            "an_evaluation_has_no_steps", "warnings", "preemption", "elastic_jobs",
-                                           "queues", "drain_and_move", "backup_and_retention", "a_rank_hangs",
-                                           "a_late_report_of_a_dead_daemon", "a_late_report_across_a_restart"),
+                                           "growth_waits_for_an_ending_gang", "queues", "drain_and_move",
+                                           "backup_and_retention", "a_rank_hangs", "a_late_report_of_a_dead_daemon",
+                                           "a_late_report_across_a_restart"),
                          [](const auto& info) { return info.param; });
 
 }  // namespace

@@ -156,7 +156,8 @@ void Scenario::AddGang(const std::string& name, const Words& words) {
   gang.start_time = kScenarioNow - (words.contains("started") ? DurationOf(words.at("started")) : absl::Hours(1));
   gang.expected_end = kScenarioNow + (words.contains("ends") ? DurationOf(words.at("ends")) : absl::Hours(1));
   if (words.contains("protected")) gang.protected_until = kScenarioNow + DurationOf(words.at("protected"));
-  gang.stopping = words.contains("stopping");
+  gang.ending = words.contains("ending");
+  gang.stopping = gang.ending || words.contains("stopping");
   gang.sizes = words.contains("sizes") ? Numbers(words.at("sizes"))
                                        : std::vector<int64_t>{static_cast<int64_t>(gang.ranks.size())};
   gang.requirements = RequirementsOf(words);

@@ -4,10 +4,9 @@
 //   job NAME sizes=1,2,4 [priority=N] [submit=SECOND] [waited=D] [queue=Q] [estimate=D] [gpu=G] [zone=Z] [memory=GIB]
 //   [avoid=W]
 //            [not_before=D] [old_ranks] [reserved=a0+a1] [until=D]          sizes=none: it prepares, without a slot
-//   gang NAME on=a0+a1 [priority=N] [queue=Q] [started=D] [ends=D] [sizes=1,2,4] [protected=D] [stopping] [gpu=G]
-//   queue NAME [weight=X] [used=SLOT_SECONDS] [slots_max=N]
-//   clear                          all jobs, gangs and queues
-//   plan                           prints what Schedule says
+//   gang NAME on=a0+a1 [priority=N] [queue=Q] [started=D] [ends=D] [sizes=1,2,4] [protected=D] [stopping|ending]
+//   [gpu=G] queue NAME [weight=X] [used=SLOT_SECONDS] [slots_max=N] clear                          all jobs, gangs and
+//   queues plan                           prints what Schedule says
 //
 // Times are counted from now, gangs' starts back from it. "_" in a value stands for a space.
 #pragma once

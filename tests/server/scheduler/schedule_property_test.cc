@@ -95,6 +95,7 @@ class Generator {
     gang.expected_end = kNow + absl::Minutes(Below(300) - 20);
     if (Below(4) == 0) gang.protected_until = kNow + absl::Minutes(5);
     gang.stopping = Below(6) == 0;
+    gang.ending = gang.stopping && number % 2 == 0;
     const int64_t size = static_cast<int64_t>(gang.ranks.size());
     gang.sizes = {size};
     if (Below(2) == 0) gang.sizes = {1 + Below(size), size, size + 1 + Below(4)};
