@@ -105,6 +105,7 @@ class DurableCore {
   bool tick_soon_ = false;
   absl::Time next_tick_;  // the next attempt to load, while there is no core
   absl::Time last_tick_ = absl::InfinitePast();
+  absl::Time rest_until_ = absl::InfinitePast();  // no pass of the scheduler before, but for next_tick_
 };
 
 }  // namespace longspan::rpc

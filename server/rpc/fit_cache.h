@@ -1,8 +1,8 @@
 // What jobs of one shape need of a slot, remembered: a sweep submits hundreds of jobs that differ in nothing that the
 // planner reads, and planning is what costs most of a submit.
 //
-// The key has everything that the answer depends on: the job file without what the planner does not read, the content of
-// the model's config.json and of an adapter's, and the kinds of slots. Thread-safe.
+// The key has everything that the answer depends on: the job file without what the planner does not read, the content
+// of the model's config.json and of an adapter's, and the kinds of slots. Thread-safe.
 #pragma once
 
 #include <cstddef>

@@ -54,6 +54,12 @@ class FaultyStore final : public store::Store {
   std::vector<std::string>* const happened_;
 };
 
+class PassCounter final : public Observer {
+ public:
+  void SchedulerPassed(absl::Duration) override { ++passes; }
+  int passes = 0;
+};
+
 class DurableCoreTest : public ::testing::Test {
  protected:
   DurableCoreTest() : durable_(Settings(), Hooks(), &store_, &observer_) {
@@ -71,7 +77,7 @@ class DurableCoreTest : public ::testing::Test {
 
   DurableCore::Hooks Hooks() {
     DurableCore::Hooks hooks;
-    hooks.now = [this] { return now_; };
+    hooks.now = [this] { return now_ += look_takes_; };
     hooks.on_lost = [this](const absl::Status&) { happened_.push_back("lost"); };
     hooks.on_back = [this] { happened_.push_back("back"); };
     return hooks;
@@ -108,12 +114,33 @@ class DurableCoreTest : public ::testing::Test {
   std::vector<std::string> Happened() { return std::exchange(happened_, {}); }
 
   absl::Time now_ = absl::FromUnixSeconds(1'000'000);
+  absl::Duration look_takes_;  // the clock goes on by so much whenever it is read
   std::vector<std::string> happened_;
   absl::Status answer_;
   FaultyStore store_{&happened_};
-  Observer observer_;
+  PassCounter observer_;
   DurableCore durable_;
 };
+
+TEST_F(DurableCoreTest, AfterAPassThereIsNoneForFourTimesAsLong) {
+  Take(Submit("a"));
+  observer_.passes = 0;
+  look_takes_ = Milliseconds(10);
+  Take(Submit("b"));
+  look_takes_ = absl::ZeroDuration();
+  EXPECT_EQ(observer_.passes, 1);
+  Take(Submit("c"));
+  const absl::Time rest_end = durable_.NextTurn();
+  EXPECT_GT(rest_end, now_);
+  EXPECT_LT(rest_end, now_ + Milliseconds(500)) << "that is when a tick comes anyway";
+  now_ = rest_end - absl::Nanoseconds(1);
+  Take(Submit("d"));
+  EXPECT_EQ(observer_.passes, 1) << "too early";
+  EXPECT_EQ(durable_.NextTurn(), rest_end);
+  now_ = rest_end;
+  durable_.Turn({}, true);
+  EXPECT_EQ(observer_.passes, 2) << "one for both";
+}
 
 TEST_F(DurableCoreTest, AGroupIsOneCommitThenItsAnswersThenItsQuestions) {
   std::vector<DurableCore::Item> group;
