@@ -3,22 +3,10 @@
 
 #include <cstdint>
 
+#include "kernels/common/split_mix.h"
 #include "kernels/dropout/dropout.h"
 
-#ifdef __CUDACC__
-#define LONGSPAN_HOST_DEVICE __host__ __device__
-#else
-#define LONGSPAN_HOST_DEVICE
-#endif
-
 namespace longspan::kernels::dropout {
-
-LONGSPAN_HOST_DEVICE inline uint64_t Mix(uint64_t value) {
-  value += 0x9e3779b97f4a7c15u;
-  value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9u;
-  value = (value ^ (value >> 27)) * 0x94d049bb133111ebu;
-  return value ^ (value >> 31);
-}
 
 LONGSPAN_HOST_DEVICE inline uint64_t KeyOf(const Arguments& arguments, int64_t sequence) {
   uint64_t key = Mix(static_cast<uint64_t>(arguments.seed));

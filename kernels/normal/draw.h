@@ -6,20 +6,9 @@
 #include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define LONGSPAN_HOST_DEVICE __host__ __device__
-#else
-#define LONGSPAN_HOST_DEVICE
-#endif
+#include "kernels/common/split_mix.h"
 
 namespace longspan::kernels::normal {
-
-LONGSPAN_HOST_DEVICE inline uint64_t Mix(uint64_t value) {
-  value += 0x9e3779b97f4a7c15u;
-  value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9u;
-  value = (value ^ (value >> 27)) * 0x94d049bb133111ebu;
-  return value ^ (value >> 31);
-}
 
 // a·b + c, rounded twice.
 LONGSPAN_HOST_DEVICE inline double MultiplyAdd(double a, double b, double c) {

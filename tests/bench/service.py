@@ -179,9 +179,9 @@ def phases(flags, number, load, planned, unplanned):
     load("steps", every_seconds=1, eager_jobs=watched, eager_steps=100)  # a history that fills the connection of who does not read
     load("observe", seconds=flags.history_seconds)
     load("steps", every_seconds=1)
-    load("observe", seconds=flags.settle_seconds)
+    row["before watchers"] = load("observe", seconds=flags.settle_seconds)
     load("watch", jobs=watched, readers=flags.readers, silent=flags.silent)
-    load("observe", seconds=flags.settle_seconds)
+    row["catching up"] = load("observe", seconds=3 * flags.settle_seconds)
     row["watched"] = load("observe", seconds=flags.watch_seconds)
     load("let_silent_read")
     row["watched, end"] = load("observe", seconds=flags.settle_seconds)
@@ -251,8 +251,14 @@ def report(result):
     text += f"A sample was with its watchers {spread(rows, lambda row: row['watched']['watchers']['progress_delay_ms']['p50'], 1)} ms after the daemon "
     text += f"had read it (p99 {spread(rows, lambda row: row['watched']['watchers']['progress_delay_ms']['p99'], 1)} ms), "
     text += f"{spread(rows, lambda row: row['watched']['watchers']['messages'] / row['watched']['seconds'])} messages a second. "
+
+    def more(row):
+        return (row["watched"]["server"]["resident_bytes"] - row["before watchers"]["server"]["resident_bytes"]) / 1e6
+
+    text += f"They began with all {100 * flags['history_seconds']:,} samples of the past; with them the server took {spread(rows, more)} MB more. "
     closed = [row["watched, end"]["watchers"]["ended"].get("8 READER_TOO_SLOW", 0) for row in rows]
-    text += f"Of the {flags['silent']} silent ones {min(closed)} to {max(closed)} were sent away for not reading; the readers all stayed."
+    text += f"Of the {flags['silent']} that never read {min(closed)} to {max(closed)} were sent away for it: a connection takes some MB before it is full, "
+    text += "and what a job keeps of its past is less."
     return text
 
 

@@ -183,8 +183,10 @@ void Watchers::ResetStatistics() {
 
 nlohmann::json Watchers::Statistics() {
   MutexLock lock(mutex_);
-  return {
-      {"open", open_}, {"messages", messages_}, {"progress_delay_ms", delay_.ToJson()}, {"ended", nlohmann::json(endings_)}};
+  return {{"open", open_},
+          {"messages", messages_},
+          {"progress_delay_ms", delay_.ToJson()},
+          {"ended", nlohmann::json(endings_)}};
 }
 
 }  // namespace longspan::load

@@ -64,7 +64,8 @@ class Session {
   json StartWorkers(const json& command) {
     const absl::Time start = absl::Now();
     fleet_.Start(command.at("count"), command.at("slots"));
-    if (!fleet_.WaitRegistered(absl::Seconds(120))) throw std::runtime_error("not all workers were registered in 120 s");
+    if (!fleet_.WaitRegistered(absl::Seconds(120)))
+      throw std::runtime_error("not all workers were registered in 120 s");
     return {{"seconds", absl::ToDoubleSeconds(absl::Now() - start)}};
   }
 
