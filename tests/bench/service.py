@@ -257,8 +257,8 @@ def report(result):
 
     text += f"They began with all {100 * flags['history_seconds']:,} samples of the past; with them the server took {spread(rows, more)} MB more. "
     closed = [row["watched, end"]["watchers"]["ended"].get("8 READER_TOO_SLOW", 0) for row in rows]
-    text += f"Of the {flags['silent']} that never read {min(closed)} to {max(closed)} were sent away for it: a connection takes some MB before it is full, "
-    text += "and what a job keeps of its past is less."
+    text += f"Of the {flags['silent']} that never read at most {max(closed)} were sent away for it: a connection takes some MB before it is full, and what "
+    text += "a job keeps of its past is less."
     return text
 
 
