@@ -31,6 +31,7 @@ void Fleet::Start(int64_t workers, int64_t slots) {
         fmt::format("load-{:04}", i), slots, i, address_,
         [this](LoadWorker* worker, std::unique_ptr<SynchronizeCall> call) { Send(worker, std::move(call)); }));
     next_step_.push_back(absl::InfiniteFuture());
+    step_time_of_.push_back(absl::ZeroDuration());
     // One after the other, a millisecond apart.
     scheduled_.push_back(now + absl::Milliseconds(i));
     turns_.push({scheduled_.back(), static_cast<size_t>(i)});
@@ -115,7 +116,8 @@ void Fleet::StepIfDue(size_t index, absl::Time now) {
   const absl::Duration step_time = absl::Nanoseconds(step_time_nanoseconds_.load());
   if (step_time == absl::ZeroDuration()) return;
   absl::Time& next = next_step_[index];
-  if (next == absl::InfiniteFuture() || next > now + step_time) {  // spread over the first step
+  if (step_time_of_[index] != step_time) {  // spread over the first step, also after an overload that brought them together
+    step_time_of_[index] = step_time;
     next = now + step_time * (static_cast<double>(index) / static_cast<double>(workers_.size()));
   }
   if (next > now) return;
