@@ -275,6 +275,7 @@ void Fill(const Planned& planned, v1::PlanJobResponse* response) {
 
 std::vector<SlotMemory> SlotsToPlanFor(const std::vector<core::SlotKind>& slot_kinds) {
   std::vector<SlotMemory> kinds;
+  kinds.reserve(slot_kinds.size());
   for (const core::SlotKind& kind : slot_kinds) {
     kinds.push_back({kind.worker_id.value(), kind.slot.index, kind.slot.device, kind.slot.memory_bytes});
   }

@@ -473,7 +473,7 @@ absl::Status LoadAll(Database& database, core::StoredState& state) {
 absl::StatusOr<std::vector<core::JobEvent>> ReadEvents(Database& database, const JobId& job_id, int64_t after,
                                                        int64_t limit) {
   std::vector<core::JobEvent> events;
-  const absl::Status status = ForEachRow(
+  absl::Status status = ForEachRow(
       database
           .Prepared("SELECT sequence, time, state, reason, message, attempt FROM events WHERE job_id = ? AND "
                     "sequence > ? ORDER BY sequence LIMIT ?")
@@ -495,7 +495,7 @@ absl::StatusOr<std::vector<core::JobEvent>> ReadEvents(Database& database, const
 absl::StatusOr<std::vector<core::Sample>> ReadSamples(Database& database, const JobId& job_id, int64_t after,
                                                       int64_t limit) {
   std::vector<core::Sample> samples;
-  const absl::Status status = ForEachRow(
+  absl::Status status = ForEachRow(
       database
           .Prepared("SELECT sequence, attempt, phase, step, steps, values_json, time FROM samples WHERE job_id = ? AND "
                     "sequence > ? ORDER BY sequence LIMIT ?")

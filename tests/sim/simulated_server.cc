@@ -95,6 +95,7 @@ rpc::DurableCore::Hooks SimulatedServer::Hooks() {
     watched_.Loaded();
     world_->Say("server: the store works again");
     std::vector<WorkerId> workers;
+    workers.reserve(held_.size());
     for (const auto& [worker_id, held] : held_) workers.push_back(worker_id);
     for (const WorkerId& worker_id : workers) EndHeldIfChanged(worker_id);
   };

@@ -65,7 +65,7 @@ class Submission {
     call->context.set_deadline(std::chrono::system_clock::now() + kCallTimeout);
     call->sent = absl::Now();
     stubs_[client % stubs_.size()]->async()->SubmitJob(&call->context, &call->request, &call->response,
-                                                       [this, call, client, again](grpc::Status status) {
+                                                       [this, call, client, again](const grpc::Status& status) {
                                                          const std::unique_ptr<Call> owned(call);
                                                          if (again) SendNext(client, true);
                                                          Take(*owned, status);

@@ -116,7 +116,8 @@ void Fleet::StepIfDue(size_t index, absl::Time now) {
   const absl::Duration step_time = absl::Nanoseconds(step_time_nanoseconds_.load());
   if (step_time == absl::ZeroDuration()) return;
   absl::Time& next = next_step_[index];
-  if (step_time_of_[index] != step_time) {  // spread over the first step, also after an overload that brought them together
+  if (step_time_of_[index] !=
+      step_time) {  // spread over the first step, also after an overload that brought them together
     step_time_of_[index] = step_time;
     next = now + step_time * (static_cast<double>(index) / static_cast<double>(workers_.size()));
   }

@@ -74,7 +74,7 @@ class Fleet {
   std::vector<std::unique_ptr<LoadWorker>> workers_;
   std::vector<absl::Time> next_step_;
   std::vector<absl::Duration> step_time_of_;  // by which next_step_ was chosen
-  std::vector<absl::Time> scheduled_;  // the earliest turn in turns_ of each worker
+  std::vector<absl::Time> scheduled_;         // the earliest turn in turns_ of each worker
   std::priority_queue<Turn, std::vector<Turn>, std::greater<>> turns_;
 
   Mutex mutex_;

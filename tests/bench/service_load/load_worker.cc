@@ -57,7 +57,7 @@ bool BringsNews(const v1::SynchronizeRequest& request) {
 
 }  // namespace
 
-LoadWorker::LoadWorker(std::string name, int64_t slots, uint64_t seed, std::string address, SendCall send)
+LoadWorker::LoadWorker(std::string name, int64_t slots, uint64_t seed, const std::string& address, SendCall send)
     : name_(std::move(name)),
       slots_(slots),
       send_(std::move(send)),
@@ -67,6 +67,7 @@ LoadWorker::LoadWorker(std::string name, int64_t slots, uint64_t seed, std::stri
 
 void LoadWorker::Step(const StepsAtOnce& steps, absl::Time now) {
   std::vector<worker::RankKey> training;
+  training.reserve(ranks_.size());
   for (const auto& [key, rank] : ranks_) training.push_back(key);
   for (const worker::RankKey& key : training) {
     Rank& rank = ranks_.at(key);
@@ -100,7 +101,7 @@ absl::Time LoadWorker::NextTurn() const {
   return std::min(supervisor_.Deadline(), schedule_.NextCall(supervisor_.ReportDue()));
 }
 
-void LoadWorker::Apply(worker::Effects effects, absl::Time now) {
+void LoadWorker::Apply(const worker::Effects& effects, absl::Time now) {
   for (const worker::Effect& effect : effects) {
     if (const auto* spawn = std::get_if<worker::SpawnRank>(&effect)) {
       Spawn(*spawn, now);

@@ -43,7 +43,7 @@ class LoadWorker {
   // Sends the call; sooner or later the fleet passes it to TakeAnswer.
   using SendCall = std::function<void(LoadWorker* worker, std::unique_ptr<SynchronizeCall> call)>;
 
-  LoadWorker(std::string name, int64_t slots, uint64_t seed, std::string address, SendCall send);
+  LoadWorker(std::string name, int64_t slots, uint64_t seed, const std::string& address, SendCall send);
 
   // Rank 0 reports each step.
   void Step(const StepsAtOnce& steps, absl::Time now);
@@ -65,7 +65,7 @@ class LoadWorker {
     int64_t steps = 0;
   };
 
-  void Apply(worker::Effects effects, absl::Time now);
+  void Apply(const worker::Effects& effects, absl::Time now);
   void Spawn(const worker::SpawnRank& spawn, absl::Time now);
   void Say(const worker::RankKey& key, const lines::FromTrainer& line, absl::Time now);
   void End(const worker::RankKey& key, const worker::ProcessEnd& end, absl::Time now);
