@@ -120,9 +120,11 @@ class Session {
 };
 
 int Main(int argc, char** argv) {
-  if (argc != 2) {
-    std::cerr << "usage: longspan-service-load HOST:PORT < commands (tests/bench/service_load/main.cc lists them)\n";
-    return 2;
+  if (argc != 2 || std::string(argv[1]).starts_with('-')) {
+    const bool asked = argc == 2 && std::string(argv[1]) == "--help";
+    (asked ? std::cout : std::cerr)
+        << "usage: longspan-service-load HOST:PORT < commands (tests/bench/service_load/main.cc lists them)\n";
+    return asked ? 0 : 2;
   }
   Session session(argv[1]);
   std::string line;
