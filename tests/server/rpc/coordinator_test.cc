@@ -6,7 +6,7 @@
 #include <atomic>
 #include <future>
 
-#include "tests/server/fakes/memory_store.h"
+#include "tests/server/fakes/store_without_reads.h"
 
 namespace longspan::rpc {
 namespace {
@@ -14,24 +14,15 @@ namespace {
 using ::testing::HasSubstr;
 
 // The store in memory behind the interface, with faults and a gate.
-class FaultyStore final : public store::Store {
+class FaultyStore final : public longspan::testing::StoreWithoutReads {
  public:
-  absl::StatusOr<core::StoredState> Load() override { return memory_.Load(); }
   absl::Status Commit(const core::Transaction& transaction) override {
     const MutexLock lock(mutex_);
     while (closed_) changed_.Wait(mutex_);
     ++commits_;
     if (!fault_.ok()) return fault_;
-    memory_.Commit(transaction);
-    return absl::OkStatus();
+    return StoreWithoutReads::Commit(transaction);
   }
-  absl::StatusOr<std::vector<core::JobEvent>> ReadEvents(const JobId&, int64_t, int64_t) const override {
-    return absl::UnimplementedError("");
-  }
-  absl::StatusOr<std::vector<core::Sample>> ReadSamples(const JobId&, int64_t, int64_t) const override {
-    return absl::UnimplementedError("");
-  }
-  absl::Status Backup(const std::string&) override { return absl::UnimplementedError(""); }
 
   absl::StatusOr<int64_t> FreeBytes() const override { return free_bytes_; }
 
@@ -54,7 +45,6 @@ class FaultyStore final : public store::Store {
   }
 
  private:
-  longspan::testing::MemoryStore memory_;
   Mutex mutex_;
   CondVar changed_;
   absl::Status fault_ GUARDED_BY(mutex_);

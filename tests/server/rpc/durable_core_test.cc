@@ -9,7 +9,7 @@
 #include <string>
 #include <utility>
 
-#include "tests/server/fakes/memory_store.h"
+#include "tests/server/fakes/store_without_reads.h"
 
 namespace longspan::rpc {
 namespace {
@@ -21,28 +21,20 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
 // In memory, with faults; writes into the same list as the callbacks do.
-class FaultyStore final : public store::Store {
+class FaultyStore final : public longspan::testing::StoreWithoutReads {
  public:
   explicit FaultyStore(std::vector<std::string>* happened) : happened_(happened) {}
 
   absl::StatusOr<core::StoredState> Load() override {
     ++loads;
     if (!fault.ok()) return fault;
-    return memory_.Load();
+    return StoreWithoutReads::Load();
   }
   absl::Status Commit(const core::Transaction& transaction) override {
     happened_->push_back(fault.ok() ? "commit" : "failed commit");
     if (!fault.ok()) return fault;
-    memory_.Commit(transaction);
-    return absl::OkStatus();
+    return StoreWithoutReads::Commit(transaction);
   }
-  absl::StatusOr<std::vector<core::JobEvent>> ReadEvents(const JobId&, int64_t, int64_t) const override {
-    return absl::UnimplementedError("");
-  }
-  absl::StatusOr<std::vector<core::Sample>> ReadSamples(const JobId&, int64_t, int64_t) const override {
-    return absl::UnimplementedError("");
-  }
-  absl::Status Backup(const std::string&) override { return absl::UnimplementedError(""); }
   absl::StatusOr<int64_t> FreeBytes() const override { return free_bytes; }
 
   absl::Status fault;
@@ -50,7 +42,6 @@ class FaultyStore final : public store::Store {
   int loads = 0;
 
  private:
-  longspan::testing::MemoryStore memory_;
   std::vector<std::string>* const happened_;
 };
 
