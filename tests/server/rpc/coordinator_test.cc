@@ -117,6 +117,7 @@ TEST(Coordinator, EventsThatWaitTogetherAreOneTransaction) {
   Fixture fixture;
   fixture.store.SetGate(true);
   std::vector<std::future<absl::Status>> answers;
+  answers.reserve(100);
   for (int i = 0; i < 100; ++i) answers.push_back(Submit(fixture.coordinator.get(), std::to_string(i)));
   fixture.store.SetGate(false);
   for (auto& answer : answers) EXPECT_TRUE(answer.get().ok());
