@@ -5,6 +5,7 @@
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
 
+#include <condition_variable>
 #include <functional>
 #include <map>
 #include <memory>
@@ -15,15 +16,43 @@
 
 #include "client/client.h"
 #include "longspan/v1/training_service.grpc.pb.h"
-#include "proto/support/hand_over.h"
 
 namespace longspan::client {
+
+// The calls that are under way in this process. A client may have its answer, and be gone, before the call that gave it
+// has returned: tests touch the members of a service only after `WaitForNone`.
+class CallsUnderWay {
+ public:
+  void Begin() {
+    const std::lock_guard lock(mutex_);
+    ++count_;
+  }
+  void End() {
+    {
+      const std::lock_guard lock(mutex_);
+      --count_;
+    }
+    none_.notify_all();
+  }
+  void WaitForNone() {
+    std::unique_lock lock(mutex_);
+    none_.wait(lock, [this] { return count_ == 0; });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable none_;
+  int count_ = 0;
+};
+inline CallsUnderWay calls_under_way;
 
 // A call at work on the members of the service, which tests set and read while no call is under way.
 class Visit {
  public:
-  Visit() { TakeOver(&grpc_callbacks); }
-  ~Visit() { HandOver(&grpc_callbacks); }
+  Visit() { calls_under_way.Begin(); }
+  ~Visit() { calls_under_way.End(); }
+  Visit(const Visit&) = delete;
+  Visit& operator=(const Visit&) = delete;
 };
 
 class FakeService final : public v1::TrainingService::Service {
@@ -202,7 +231,7 @@ struct Result {
 class TestClient {
  public:
   Result Run(const std::vector<std::string>& arguments) const {
-    HandOver(&grpc_callbacks);
+    calls_under_way.WaitForNone();
     std::ostringstream out, err;
     std::istringstream in(input);
     Environment environment;
@@ -218,7 +247,7 @@ class TestClient {
     environment.now = [] { return std::chrono::system_clock::time_point(std::chrono::seconds(1'000'000)); };
     environment.sleep = [](std::chrono::milliseconds) {};
     const int exit_code = RunClient(arguments, environment);
-    TakeOver(&grpc_callbacks);
+    calls_under_way.WaitForNone();
     return {exit_code, out.str(), err.str()};
   }
 
