@@ -34,13 +34,17 @@ class SteadyCluster {
     core::JobSubmitted submitted;
     core::Job& job = submitted.job;
     job.id = JobId(fmt::format("job-{:06}", submitted_));
-    job.name = job.request_id = fmt::format("j-{}", submitted_++);
+    job.name = fmt::format("j-{}", submitted_++);
+    job.request_id = RequestId(job.id);
     job.queue = "default";
     job.spec_json = fmt::format(R"({{"steps": {}, "padding": "{}"}})", steps, std::string(3000, 'x'));
     job.folder = "/storage/jobs/" + job.id.value();
     job.gang_sizes = {ranks};
     job.submit_time = now_;
     steps_[job.id] = steps;
+    while (steps_.begin()->first != job.id && !core_.FindRequest(RequestId(steps_.begin()->first))) {
+      steps_.erase(steps_.begin());  // the core has forgotten it
+    }
     return submitted;
   }
 
@@ -105,6 +109,8 @@ class SteadyCluster {
   absl::Time now() const { return now_; }
 
  private:
+  static std::string RequestId(const JobId& job_id) { return "r-" + job_id.value(); }
+
   core::Core core_;
   const Commit commit_;
   absl::Time now_ = absl::FromUnixSeconds(1'000'000);
