@@ -21,8 +21,6 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-#include <fstream>
 #include <map>
 #include <sstream>
 
@@ -30,6 +28,7 @@
 #include "tests/server/fakes/fake_worker.h"
 #include "tests/server/fakes/memory_store.h"
 #include "tests/test_paths.h"
+#include "tests/transcript.h"
 
 namespace longspan::core {
 namespace {
@@ -347,44 +346,12 @@ class Transcript {
   std::string out_;
 };
 
-// The file with what came out in the place of what was expected.
-std::string Play(const std::string& text) {
-  Transcript transcript;
-  std::istringstream lines(text);
-  std::string result;
-  std::string output;
-  bool expecting = false;
-  for (std::string line; std::getline(lines, line);) {
-    if (expecting) {
-      if (!line.empty()) continue;
-      expecting = false;
-    } else if (line == "----") {
-      result += "----\n" + output;
-      output.clear();
-      expecting = true;
-      continue;
-    } else if (!line.empty() && line[0] != '#') {
-      output += transcript.Run(line);
-    }
-    result += line + "\n";
-  }
-  return result;
-}
-
 class TranscriptTest : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(TranscriptTest, ComesOutAsWritten) {
-  const std::filesystem::path path = testing::SourceDir() / "tests/server/core/transcripts" / (GetParam() + ".txt");
-  std::ifstream file(path);
-  ASSERT_TRUE(file) << path;
-  std::stringstream content;
-  content << file.rdbuf();
-  const std::string played = Play(content.str());
-  if (std::getenv("LONGSPAN_REWRITE") != nullptr) {
-    std::ofstream(path) << played;
-    return;
-  }
-  EXPECT_EQ(played, content.str()) << "LONGSPAN_REWRITE=1 takes what came out as right";
+  Transcript transcript;
+  testing::ExpectTranscript(testing::SourceDir() / "tests/server/core/transcripts" / (GetParam() + ".txt"),
+                            [&](const std::string& command) { return transcript.Run(command); });
 }
 
 INSTANTIATE_TEST_SUITE_P(Core, TranscriptTest,

@@ -10,7 +10,7 @@
 #include <sstream>
 
 #include "tests/test_paths.h"
-#include "tests/worker/daemon/transcript.h"
+#include "tests/transcript.h"
 
 namespace longspan::worker {
 namespace {
@@ -259,8 +259,8 @@ class SupervisorTranscript : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(SupervisorTranscript, GivesTheExpectedEffects) {
   Script script;
-  longspan::testing::RunTranscript(longspan::testing::SourceDir() / "tests/worker/daemon/transcripts" / GetParam(),
-                                   [&](const std::string& line) { return script.Execute(line); });
+  longspan::testing::ExpectTranscript(longspan::testing::SourceDir() / "tests/worker/daemon/transcripts" / GetParam(),
+                                      [&](const std::string& line) { return script.Execute(line); });
 }
 
 INSTANTIATE_TEST_SUITE_P(All, SupervisorTranscript,
