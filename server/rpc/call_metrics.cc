@@ -23,6 +23,7 @@ class CallObserver final : public grpc::experimental::Interceptor {
     const auto took = std::chrono::steady_clock::now() - start_;
     observer_->CallEnded(method_, NameOf(code_),
                          absl::FromChrono(std::chrono::duration_cast<std::chrono::nanoseconds>(took)));
+    HandOver(observer_);
   }
 
   void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override {

@@ -11,6 +11,7 @@
 #include <sstream>
 
 #include "proto/support/channel.h"
+#include "proto/support/hand_over.h"
 #include "server/rpc/call_metrics.h"
 
 namespace longspan::rpc {
@@ -130,6 +131,7 @@ void RpcServer::Stop() {
   if (coordinator_ != nullptr) coordinator_->Stop();
   background_.reset();
   server_.reset();
+  TakeOver(observer_);  // from the calls, of which gRPC has waited for the last
 }
 
 }  // namespace longspan::rpc

@@ -31,6 +31,8 @@ class RankProcess {
   RankProcess(const fs::path& folder, std::vector<std::string> arguments) {
     int out[2], in[2];
     if (::pipe2(out, O_CLOEXEC) != 0 || ::pipe2(in, O_CLOEXEC) != 0) throw std::runtime_error("no pipe");
+    // Room for all that a short run writes: what finds none is dropped when it is progress.
+    if (::fcntl(out[1], F_SETPIPE_SZ, 1 << 18) < 0) throw std::runtime_error("the pipe does not grow");
     const std::string program = testing::BinDir() / "longspan-fake-trainer";
     arguments.insert(arguments.begin(), program);
     arguments.insert(arguments.end(),
