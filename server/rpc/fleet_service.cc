@@ -5,20 +5,12 @@
 #include <algorithm>
 #include <utility>
 
+#include "proto/support/brings_news.h"
 #include "server/rpc/log_upload.h"
 #include "server/rpc/messages.h"
 
 namespace longspan::rpc {
 namespace {
-
-// Something that the worker resends until it is acknowledged. Evaluations, artifacts and warnings are whole
-// lists, resent with every report of their attempt, and acknowledged by count, so they are no news by themselves: the
-// daemon may wait for the hold to end.
-bool BringsNews(const v1::SynchronizeRequest& request) {
-  return std::any_of(request.ranks().begin(), request.ranks().end(), [](const v1::RankReport& rank) {
-    return rank.samples_size() > 0 || rank.checkpoints_size() > 0 || rank.has_exit();
-  });
-}
 
 bool HasFenced(const core::ReportReply& reply) {
   return std::any_of(reply.acknowledged.begin(), reply.acknowledged.end(),

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "proto/support/brings_news.h"
 #include "proto/support/check.h"
 #include "server/rpc/messages.h"
 
@@ -11,13 +12,6 @@ namespace {
 constexpr absl::Duration kGroup = absl::Milliseconds(4);  // what comes within it is one commit
 constexpr absl::Duration kCallAgainFenced = absl::Milliseconds(500);
 constexpr double kSampled = 0.01;  // of the turns: memory against store
-
-// As in fleet_service.cc.
-bool BringsNews(const v1::SynchronizeRequest& request) {
-  return std::any_of(request.ranks().begin(), request.ranks().end(), [](const v1::RankReport& rank) {
-    return rank.samples_size() > 0 || rank.checkpoints_size() > 0 || rank.has_exit();
-  });
-}
 
 void SetDuration(absl::Duration duration, google::protobuf::Duration* message) {
   const int64_t seconds = absl::IDivDuration(duration, absl::Seconds(1), &duration);

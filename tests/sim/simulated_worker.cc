@@ -2,6 +2,7 @@
 
 #include <csignal>
 
+#include "proto/support/brings_news.h"
 #include "proto/support/check.h"
 #include "tests/sim/simulated_server.h"
 
@@ -155,9 +156,9 @@ void SimulatedWorker::Loop() {
   if (d.running.empty() && d.leave_deadline != absl::InfiniteFuture()) {
     d.leave_deadline = std::min(d.leave_deadline, now + kLeaveReportMax);
   }
-  if (d.schedule.NextCall(d.supervisor.ReportDue()) <= now) SendReport(now);
-  const absl::Time next =
-      ToGlobal(std::min({d.supervisor.Deadline(), d.schedule.NextCall(d.supervisor.ReportDue()), d.leave_deadline}));
+  const auto next_report = [&d] { return d.schedule.NextCall(d.supervisor.ChangeDue(), d.supervisor.ProgressDue()); };
+  if (next_report() <= now) SendReport(now);
+  const absl::Time next = ToGlobal(std::min({d.supervisor.Deadline(), next_report(), d.leave_deadline}));
   if (next == absl::InfiniteFuture() || next >= d.wake_at) return;
   d.wake_at = std::max(next, world_->timeline.now() + absl::Microseconds(1));
   world_->timeline.At(d.wake_at, [this, life = life_, at = d.wake_at] {
@@ -169,11 +170,9 @@ void SimulatedWorker::Loop() {
 
 void SimulatedWorker::SendReport(absl::Time now) {
   DaemonProcess& d = *daemon_;
-  const int64_t sequence = d.schedule.OnSent(now);
   v1::SynchronizeRequest request;
   request.set_worker_id(name_);
   request.set_incarnation_id(d.incarnation);
-  request.set_sequence(sequence);
   request.set_advertise_address(name_);
   for (int64_t i = 0; i < slots_; ++i) {
     v1::Slot* slot = request.add_slots();
@@ -182,6 +181,8 @@ void SimulatedWorker::SendReport(absl::Time now) {
     slot->set_memory_bytes(1 << 30);
   }
   d.supervisor.FillReport(now, &request);
+  const int64_t sequence = d.schedule.OnSent(BringsNews(request), now);
+  request.set_sequence(sequence);
   d.calls.emplace(sequence, now);
   if (request.leaving()) d.leaving_calls.emplace(sequence, true);
   const int64_t life = life_;

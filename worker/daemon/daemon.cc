@@ -15,6 +15,7 @@
 #include <ctime>
 #include <utility>
 
+#include "proto/support/brings_news.h"
 #include "proto/support/channel.h"
 #include "proto/support/check.h"
 #include "proto/support/hand_over.h"
@@ -132,8 +133,7 @@ absl::Status Daemon::Run() {
 // ---- the loop ----
 
 void Daemon::WaitForEvents(absl::Time now) {
-  absl::Time until =
-      std::min({supervisor_.Deadline(), schedule_.NextCall(supervisor_.ReportDue()), housekeep_at_, leave_deadline_});
+  absl::Time until = std::min({supervisor_.Deadline(), NextReport(), housekeep_at_, leave_deadline_});
   const absl::Duration wait = std::clamp(until - now, absl::ZeroDuration(), absl::Seconds(1));
   // Rounded up, or it would spin for the last millisecond.
   const int timeout_ms = static_cast<int>(absl::ToInt64Milliseconds(wait + absl::Nanoseconds(999'999)));
@@ -204,21 +204,23 @@ void Daemon::Housekeep(absl::Time now) {
 
 // ---- the server ----
 
+absl::Time Daemon::NextReport() const { return schedule_.NextCall(supervisor_.ChangeDue(), supervisor_.ProgressDue()); }
+
 void Daemon::SendReportIfDue(absl::Time now) {
-  if (schedule_.NextCall(supervisor_.ReportDue()) > now) return;
-  const int64_t sequence = schedule_.OnSent(now);
+  if (NextReport() > now) return;
   auto call = std::make_unique<Call>();
   call->sent = now;
   v1::SynchronizeRequest& request = call->request;
   request.set_worker_id(options_.worker_id);
   request.set_incarnation_id(options_.incarnation_id);
-  request.set_sequence(sequence);
   request.set_advertise_address(options_.advertise_address);
   request.set_http_port(options_.http_port);
   request.mutable_slots()->Assign(options_.slots.begin(), options_.slots.end());
   request.mutable_labels()->insert(options_.labels.begin(), options_.labels.end());
   request.set_version(options_.version);
   supervisor_.FillReport(now, &request);
+  const int64_t sequence = schedule_.OnSent(BringsNews(request), now);
+  request.set_sequence(sequence);
   call->leaving = request.leaving();
   call->context.set_deadline(std::chrono::system_clock::now() +
                              absl::ToChronoMilliseconds(options_.schedule.call_deadline));

@@ -68,6 +68,7 @@ class Daemon {
   struct RunningRank;
   struct Call;
 
+  absl::Time NextReport() const;
   void SendReportIfDue(absl::Time now);
   void TakeAnswers(absl::Time now);
   void TakeAnswer(Call& call, absl::Time now);

@@ -72,7 +72,7 @@ Effects Supervisor::OnAnswer(const v1::SynchronizeResponse& answer, absl::Time s
     fingerprint_ = answer.desired_fingerprint();
     WantRanks(answer, now, &effects);
   } else if (answer.desired_fingerprint() != fingerprint_) {
-    ReportBy(now);  // it compares with what this worker had when it reported
+    ReportNow(now);  // it compares with what this worker had when it reported
   }
   if (lease_until_ <= now) {
     ExpireLease(now, &effects);
@@ -244,7 +244,7 @@ void Supervisor::SpawnWhatCan(absl::Time now, Effects* effects) {
     effects->push_back(SpawnRank{key, rank.desired});
     effects->push_back(SendLine{key, LeaseLine(now)});
     ObeyDesired(it, now, effects);
-    ReportBy(now);
+    ReportNow(now);
   }
 }
 
@@ -257,7 +257,7 @@ void Supervisor::RequestStop(const RankKey& key, Rank& rank, std::string_view re
   effects->push_back(SendLine{key, lines::Stop{true, std::string(reason)}});
   effects->push_back(
       Info(fmt::format("asked {} to stop within {}: {}", ToString(key), absl::FormatDuration(grace), reason)));
-  ReportBy(now);
+  ReportNow(now);
 }
 
 void Supervisor::Terminate(const RankKey& key, Rank& rank, std::string_view reason, absl::Time now, Effects* effects) {
@@ -311,7 +311,7 @@ absl::Time Supervisor::Deadline() const {
 Effects Supervisor::BeginLeaving(absl::Duration grace, absl::Time now) {
   Effects effects;
   leaving_ = true;
-  ReportBy(now);
+  ReportNow(now);
   for (auto it = ranks_.begin(); it != ranks_.end();) {
     auto& [key, rank] = *it;
     if (rank.process == Process::kWaiting) {
@@ -364,7 +364,7 @@ void Supervisor::End(Rank& rank, v1::RankExit exit, absl::Time now) {
   rank.report.set_state(v1::RankReport::STATE_EXITED);
   *rank.report.mutable_exit() = std::move(exit);
   RememberEnded(KeyOf(rank.report)).ranks.insert(rank.report.rank());
-  ReportBy(now);
+  ReportNow(now);
 }
 
 Supervisor::Ranks::iterator Supervisor::Forget(Ranks::iterator rank, Effects* effects) {
@@ -422,7 +422,7 @@ void Supervisor::TakeLine(const RankKey& key, Rank& rank, const lines::FromTrain
     rank.expect_until = absl::InfinitePast();
     if (rank.report.phase() == *phase) return;
     rank.report.set_phase(*phase);
-    ReportBy(now);
+    ReportNow(now);
   };
   std::visit(
       Overloaded{
@@ -435,12 +435,12 @@ void Supervisor::TakeLine(const RankKey& key, Rank& rank, const lines::FromTrain
             }
             if (rank.report.state() == v1::RankReport::STATE_STARTING)
               rank.report.set_state(v1::RankReport::STATE_RUNNING);
-            ReportBy(now);
+            ReportNow(now);
           },
           [&](const lines::Rendezvous& rendezvous) {
             if (key.rank != 0) return;
             rank.report.set_store_address(rendezvous.address);
-            ReportBy(now);
+            ReportNow(now);
           },
           [&](const lines::Phase& phase) { set_phase(phase.phase); },
           [&](const lines::Progress& progress) {
@@ -449,7 +449,7 @@ void Supervisor::TakeLine(const RankKey& key, Rank& rank, const lines::FromTrain
           },
           [&](const lines::Reached& reached) {
             rank.report.set_reached_step(reached.step);
-            ReportBy(std::max(now, last_report_ + options_.progress_interval));
+            ReportProgress(now);
           },
           [&](const lines::Checkpoint& checkpoint) {
             if (rank.report.checkpoints_size() >= kRowsMax || !rank.announced.insert(checkpoint.name).second) return;
@@ -459,7 +459,7 @@ void Supervisor::TakeLine(const RankKey& key, Rank& rank, const lines::FromTrain
             record->set_attempt(key.attempt);
             record->set_manifest_sha256(checkpoint.manifest_sha256);
             record->set_size_bytes(checkpoint.size_bytes);
-            ReportBy(now);
+            ReportNow(now);
           },
           [&](const lines::Evaluation& evaluation) {
             if (rank.report.evaluations_size() >= kRowsMax) return;
@@ -473,7 +473,7 @@ void Supervisor::TakeLine(const RankKey& key, Rank& rank, const lines::FromTrain
             row->set_step(evaluation.step);
             row->set_score(evaluation.score);
             row->set_examples(evaluation.examples);
-            ReportBy(now);
+            ReportNow(now);
           },
           [&](const lines::Artifact& artifact) {
             if (rank.report.artifacts_size() >= kRowsMax) return;
@@ -482,12 +482,12 @@ void Supervisor::TakeLine(const RankKey& key, Rank& rank, const lines::FromTrain
             const bool absolute = artifact.path.starts_with('/');
             message->set_path(absolute ? artifact.path : fmt::format("{}/{}", rank.desired.folder(), artifact.path));
             message->set_excerpt(artifact.excerpt);
-            ReportBy(now);
+            ReportNow(now);
           },
           [&](const lines::Expect& expect) {
             if (!std::isfinite(expect.seconds)) return;
             rank.expect_until = now + absl::Seconds(std::clamp(expect.seconds, 0.0, 1e6));
-            ReportBy(now);
+            ReportNow(now);
           },
           [&](const lines::Warning& warning) {
             effects->push_back(Warn(fmt::format("{} warns: {}", ToString(key), warning.message)));
@@ -495,7 +495,7 @@ void Supervisor::TakeLine(const RankKey& key, Rank& rank, const lines::FromTrain
             if (told >= kWarningsMax) return;
             rank.report.add_warnings(told + 1 < kWarningsMax ? FirstBytes(warning.message, kWarningBytesMax)
                                                              : "there are more; they are in the log");
-            ReportBy(now);
+            ReportNow(now);
           },
           [&](const lines::Failed& failed) { rank.words.failed = failed; },
           [&](const lines::Done& done) { rank.words.done = done; },
@@ -514,14 +514,15 @@ void Supervisor::TakeProgress(Rank& rank, const lines::Progress& progress, absl:
   if (!rank.wall_offset) rank.wall_offset = wall - now;
   ToProto(now + *rank.wall_offset, sample->mutable_time());
   if (static_cast<size_t>(rank.report.samples_size()) > kSamplesMax) Thin(rank.report.mutable_samples());
-  ReportBy(std::max(now, last_report_ + options_.progress_interval));
+  ReportProgress(now);
 }
 
 // ---- what the server is told ----
 
 void Supervisor::FillReport(absl::Time now, v1::SynchronizeRequest* request) {
   last_report_ = now;
-  report_due_ = absl::InfiniteFuture();
+  change_due_ = absl::InfiniteFuture();
+  progress_due_ = absl::InfiniteFuture();
   request->set_leaving(leaving_);
   // The last report of all asks for an answer at once: it must not be held.
   if (!leaving_ || !Idle()) request->set_desired_fingerprint(fingerprint_);

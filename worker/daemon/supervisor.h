@@ -100,7 +100,9 @@ class Supervisor {
   absl::Time Deadline() const;
 
   // When the next report should leave because something changed; InfiniteFuture when nothing did.
-  absl::Time ReportDue() const { return report_due_; }
+  absl::Time ChangeDue() const { return change_due_; }
+  // The same for progress alone, which may wait longer.
+  absl::Time ProgressDue() const { return progress_due_; }
 
   // Fills ranks, leaving, desired_fingerprint and accepts_unchanged. The report counts as sent.
   void FillReport(absl::Time now, v1::SynchronizeRequest* request);
@@ -162,7 +164,10 @@ class Supervisor {
   EndedJob& RememberEnded(const RankKey& key);
   int64_t NewestAttempt(const std::string& job_id) const;
   bool EndedBefore(const RankKey& key) const;
-  void ReportBy(absl::Time due) { report_due_ = std::min(report_due_, due); }
+  void ReportNow(absl::Time now) { change_due_ = std::min(change_due_, now); }
+  void ReportProgress(absl::Time now) {
+    progress_due_ = std::min(progress_due_, std::max(now, last_report_ + options_.progress_interval));
+  }
   void TakeLine(const RankKey& key, Rank& rank, const lines::FromTrainer& line, absl::Time now, absl::Time wall,
                 Effects* effects);
   void TakeProgress(Rank& rank, const lines::Progress& progress, absl::Time now, absl::Time wall);
@@ -173,7 +178,8 @@ class Supervisor {
   uint64_t ended_clock_ = 0;
   std::string fingerprint_;
   absl::Time lease_until_ = absl::InfinitePast();
-  absl::Time report_due_ = absl::InfinitePast();
+  absl::Time change_due_ = absl::InfinitePast();
+  absl::Time progress_due_ = absl::InfiniteFuture();
   absl::Time last_report_ = absl::InfinitePast();
   bool leaving_ = false;
 };

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "proto/support/brings_news.h"
 #include "tests/bench/service_load/connection.h"
 
 namespace longspan::load {
@@ -50,11 +51,6 @@ lines::Progress ProgressOf(int64_t step, int64_t steps) {
            {"seconds_optimizer", 0.02}}};
 }
 
-bool BringsNews(const v1::SynchronizeRequest& request) {
-  return std::any_of(request.ranks().begin(), request.ranks().end(),
-                     [](const v1::RankReport& rank) { return rank.samples_size() > 0 || rank.has_exit(); });
-}
-
 }  // namespace
 
 LoadWorker::LoadWorker(std::string name, int64_t slots, uint64_t seed, const std::string& address, SendCall send)
@@ -94,11 +90,13 @@ void LoadWorker::TakeAnswer(const SynchronizeCall& call, absl::Time now) {
 
 void LoadWorker::Turn(absl::Time now) {
   Apply(supervisor_.OnTick(now), now);
-  if (schedule_.NextCall(supervisor_.ReportDue()) <= now) SendReport(now);
+  if (NextReport() <= now) SendReport(now);
 }
 
-absl::Time LoadWorker::NextTurn() const {
-  return std::min(supervisor_.Deadline(), schedule_.NextCall(supervisor_.ReportDue()));
+absl::Time LoadWorker::NextTurn() const { return std::min(supervisor_.Deadline(), NextReport()); }
+
+absl::Time LoadWorker::NextReport() const {
+  return schedule_.NextCall(supervisor_.ChangeDue(), supervisor_.ProgressDue());
 }
 
 void LoadWorker::Apply(const worker::Effects& effects, absl::Time now) {
@@ -145,7 +143,6 @@ void LoadWorker::SendReport(absl::Time now) {
   v1::SynchronizeRequest& request = call->request;
   request.set_worker_id(name_);
   request.set_incarnation_id(name_ + "-1");
-  request.set_sequence(schedule_.OnSent(now));
   request.set_advertise_address(name_);
   request.set_version("load");
   for (int64_t i = 0; i < slots_; ++i) {
@@ -156,6 +153,7 @@ void LoadWorker::SendReport(absl::Time now) {
   }
   supervisor_.FillReport(now, &request);
   call->brings_news = BringsNews(request);
+  request.set_sequence(schedule_.OnSent(call->brings_news, now));
   call->context.set_deadline(std::chrono::system_clock::now() +
                              absl::ToChronoMilliseconds(worker::SynchronizeScheduleOptions().call_deadline));
   send_(this, std::move(call));

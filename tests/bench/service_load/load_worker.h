@@ -69,6 +69,7 @@ class LoadWorker {
   void Spawn(const worker::SpawnRank& spawn, absl::Time now);
   void Say(const worker::RankKey& key, const lines::FromTrainer& line, absl::Time now);
   void End(const worker::RankKey& key, const worker::ProcessEnd& end, absl::Time now);
+  absl::Time NextReport() const;
   void SendReport(absl::Time now);
 
   const std::string name_;

@@ -234,7 +234,7 @@ class Script {
   }
 
   void PrintDue() {
-    const absl::Time due = supervisor_.ReportDue();
+    const absl::Time due = std::min(supervisor_.ChangeDue(), supervisor_.ProgressDue());
     if (due == absl::InfiniteFuture()) {
       out_ += "nothing to report\n";
     } else {
