@@ -1,4 +1,5 @@
-// The rule of Synchronize that both ends keep: a report that brings news is answered as soon as it is stored, never held.
+// The rule of Synchronize that both ends keep: a report that brings news is answered as soon as it is stored, never
+// held.
 #pragma once
 
 #include <algorithm>
