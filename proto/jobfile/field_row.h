@@ -42,8 +42,8 @@ inline std::string Text(const Range& range) {
   return low + (range.max_excluded ? " to below " : " to ") + Number(range.max);
 }
 
-// The words of a row read in the order type, default, range, meaning. An `Access` takes a JobSpec and returns its member
-// by reference; where the spec is const, so is the member.
+// The words of a row read in the order type, default, range, meaning. An `Access` takes a JobSpec and returns its
+// member by reference; where the spec is const, so is the member.
 class Row {
  public:
   template <class Access>
