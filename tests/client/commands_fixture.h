@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "tests/client/fake_server.h"
+#include "tests/temporary_folder.h"
 
 namespace longspan::client {
 
@@ -28,15 +29,12 @@ context_length: 1024
 class CommandsTest : public ::testing::Test {
  protected:
   CommandsTest() {
-    std::string name = fs::temp_directory_path() / "longspan-client-XXXXXX";
-    folder_ = ::mkdtemp(name.data());
     client_.variables["LONGSPAN_ADDRESS"] = server_.address;
     server_.service.job.set_job_id("job-1");
     server_.service.job.set_state(v1::JOB_STATE_QUEUED);
     server_.service.job.mutable_submit_time()->set_seconds(999'000);
     std::ofstream(JobFile()) << kJobFile;
   }
-  ~CommandsTest() override { fs::remove_all(folder_); }
 
   std::string JobFile() const { return folder_ / "job.yaml"; }
   static json ItemsOf(const Result& result) { return json::parse(result.out).at("items"); }
@@ -105,7 +103,8 @@ class CommandsTest : public ::testing::Test {
     return job;
   }
 
-  fs::path folder_;
+  const testing::TemporaryFolder temporary_folder_;
+  const fs::path folder_ = temporary_folder_.path();
   FakeServer server_;
   TestClient client_;
 };

@@ -11,6 +11,7 @@
 #include "client/command.h"
 #include "client/yaml_document.h"
 #include "proto/jobfile/job_file.h"
+#include "tests/temporary_folder.h"
 #include "tests/test_paths.h"
 
 namespace longspan::client {
@@ -22,12 +23,6 @@ using ::testing::HasSubstr;
 
 class JobSourceTest : public ::testing::Test {
  protected:
-  JobSourceTest() {
-    std::string name = fs::temp_directory_path() / "longspan-source-XXXXXX";
-    folder_ = ::mkdtemp(name.data());
-  }
-  ~JobSourceTest() override { fs::remove_all(folder_); }
-
   jobfile::JobSpec Read(const std::string& file, const std::string& text,
                         const std::vector<std::string>& changes = {}) const {
     std::ofstream(folder_ / file) << text;
@@ -44,7 +39,8 @@ class JobSourceTest : public ::testing::Test {
     return "no error";
   }
 
-  fs::path folder_;
+  const testing::TemporaryFolder temporary_folder_;
+  const fs::path folder_ = temporary_folder_.path();
   Environment environment_;
 };
 

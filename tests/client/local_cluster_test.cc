@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "client/command.h"
+#include "tests/temporary_folder.h"
 
 namespace longspan::client {
 namespace {
@@ -37,12 +38,9 @@ sleep 1000 & wait $!
 class LocalClusterTest : public ::testing::Test {
  protected:
   LocalClusterTest() {
-    std::string name = fs::temp_directory_path() / "longspan-dev-XXXXXX";
-    folder_ = ::mkdtemp(name.data());
     ::setenv("EVENTS", (folder_ / "events").c_str(), 1);
     for (const char* program : {"longspan-server", "longspan-worker", "trainer"}) WriteProgram(program, kScript);
   }
-  ~LocalClusterTest() override { fs::remove_all(folder_); }
 
   void WriteProgram(const std::string& name, const std::string& text) const {
     std::ofstream(folder_ / name) << text;
@@ -70,7 +68,8 @@ class LocalClusterTest : public ::testing::Test {
     return "no error";
   }
 
-  fs::path folder_;
+  const testing::TemporaryFolder temporary_folder_;
+  const fs::path folder_ = temporary_folder_.path();
 };
 
 TEST_F(LocalClusterTest, ServerFirstAndLast) {

@@ -15,6 +15,7 @@
 #include <sstream>
 
 #include "proto/trainer_lines/trainer_lines.h"
+#include "tests/temporary_folder.h"
 #include "tests/test_paths.h"
 #include "worker/storage/storage.h"
 
@@ -110,13 +111,8 @@ class RankProcess {
 
 class FakeTrainerTest : public ::testing::Test {
  protected:
-  FakeTrainerTest() {
-    std::string name = fs::temp_directory_path() / "longspan-fake-XXXXXX";
-    folder_ = ::mkdtemp(name.data());
-  }
   ~FakeTrainerTest() override {
     if (HasFailure()) std::cerr << std::ifstream(folder_ / "log").rdbuf();
-    fs::remove_all(folder_);
   }
 
   void WriteSpec(const std::string& labels) {
@@ -135,7 +131,8 @@ class FakeTrainerTest : public ::testing::Test {
     second.Send(lines::Rendezvous{first.ReceiveA<lines::Rendezvous>().value().address});
   }
 
-  fs::path folder_;
+  const testing::TemporaryFolder temporary_folder_;
+  const fs::path folder_ = temporary_folder_.path();
 };
 
 TEST_F(FakeTrainerTest, AGangRunsToItsEnd) {

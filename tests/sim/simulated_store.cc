@@ -7,8 +7,8 @@
 #include "server/store/sqlite_store.h"
 #include "server/store/store.h"
 #include "tests/server/fakes/memory_store.h"
-#include "tests/server/store/temporary_folder.h"
 #include "tests/sim/faulty_disk.h"
+#include "tests/temporary_folder.h"
 
 namespace longspan::sim {
 namespace {

@@ -1,21 +1,9 @@
 #include "tests/server/rpc/test_cluster.h"
 
-#include <stdlib.h>
-
 #include "proto/support/check.h"
 #include "server/store/sqlite_store.h"
 
 namespace longspan::testing {
-
-TemporaryFolder::TemporaryFolder() {
-  std::string name = (std::filesystem::temp_directory_path() / "longspan-rpc-XXXXXX").string();
-  CHECK(mkdtemp(name.data()) != nullptr);
-  path_ = name;
-}
-TemporaryFolder::~TemporaryFolder() {
-  std::error_code ignored;
-  std::filesystem::remove_all(path_, ignored);
-}
 
 std::unique_ptr<grpc::ClientContext> NewContext() {
   auto context = std::make_unique<grpc::ClientContext>();

@@ -12,19 +12,9 @@
 #include "longspan/v1/training_service.grpc.pb.h"
 #include "server/rpc/rpc_server.h"
 #include "server/store/store.h"
+#include "tests/temporary_folder.h"
 
 namespace longspan::testing {
-
-// Removed with all that is in it at the end.
-class TemporaryFolder {
- public:
-  TemporaryFolder();
-  ~TemporaryFolder();
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 // Every call of a test ends within this, come what may.
 inline constexpr std::chrono::seconds kTestTimeout(30);

@@ -7,7 +7,7 @@
 #include "proto/support/check.h"
 #include "server/store/sqlite_store.h"
 #include "tests/server/scale/steady_cluster.h"
-#include "tests/server/store/temporary_folder.h"
+#include "tests/temporary_folder.h"
 
 namespace longspan::testing {
 namespace {

@@ -4,7 +4,7 @@
 
 #include "server/core/core.h"
 #include "server/store/rows.h"
-#include "tests/server/store/temporary_folder.h"
+#include "tests/temporary_folder.h"
 
 namespace longspan::store {
 namespace {

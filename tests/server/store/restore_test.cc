@@ -7,7 +7,7 @@
 
 #include "server/core/core.h"
 #include "server/store/sqlite_store.h"
-#include "tests/server/store/temporary_folder.h"
+#include "tests/temporary_folder.h"
 
 namespace longspan {
 namespace {

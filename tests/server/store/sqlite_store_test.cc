@@ -16,7 +16,7 @@
 #include "server/store/database_file.h"
 #include "server/store/row_json.h"
 #include "tests/server/fakes/fake_worker.h"
-#include "tests/server/store/temporary_folder.h"
+#include "tests/temporary_folder.h"
 
 namespace longspan::store {
 namespace {
