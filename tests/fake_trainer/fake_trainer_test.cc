@@ -39,6 +39,7 @@ class RankProcess {
     arguments.insert(arguments.end(),
                      {"--lines-out-fd", std::to_string(out[1]), "--lines-in-fd", std::to_string(in[0])});
     std::vector<char*> argv;
+    argv.reserve(arguments.size() + 1);
     for (std::string& argument : arguments) argv.push_back(argument.data());
     argv.push_back(nullptr);
     const std::string log = folder / "log";
